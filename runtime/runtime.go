@@ -1,0 +1,78 @@
+// Package runtime defines where a sandbox lives. A Runtime places a daemon on
+// one kind of host and reaches it; it never learns about commands, files or
+// tunnels, which are the daemon's.
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+
+	"github.com/sbx-star/sbx-star/wire"
+)
+
+// HostImage is the image that needs no download: the machine's own system
+// folders, read-only below the sandbox's own layer.
+const HostImage = "host"
+
+// Runtime makes sandboxes on one kind of host. Its methods may be called from
+// several goroutines.
+type Runtime interface {
+	Info() Info
+
+	// Create places a sandbox and returns once its daemon accepts connections.
+	// When it fails, nothing of the sandbox is left. An option that this
+	// machine or this runtime cannot honour is an *Unsupported error.
+	Create(ctx context.Context, spec Spec) (Instance, error)
+
+	// Adopt takes over a sandbox that another process, or this one before a
+	// restart, created from the same spec. A sandbox whose daemon is no longer
+	// alive is ErrGone; Remove it with the instance that is returned all the same.
+	Adopt(ctx context.Context, spec Spec) (Instance, error)
+}
+
+// Info describes a runtime to the user, in GET /info and in listings.
+type Info struct {
+	Name      string // "namespace" or "process"
+	Isolation string // "namespaces", "none", …
+	Enforces  wire.Enforces
+}
+
+// Spec is what a sandbox is made from.
+type Spec struct {
+	ID       string            // of the box; unique, safe as a file name
+	Hostname string            // what the sandbox calls itself
+	Dir      string            // absolute folder of this sandbox alone, which exists; all it keeps lies there
+	Image    string            // "" means HostImage
+	Env      map[string]string // of every command, over the image's own
+}
+
+// Instance is one sandbox.
+type Instance interface {
+	// Dial reaches the daemon.
+	Dial(ctx context.Context) (net.Conn, error)
+
+	// Remove ends every process of the sandbox and deletes what it kept in
+	// Spec.Dir, the folder included. Removing twice is harmless.
+	Remove(ctx context.Context) error
+}
+
+// ErrGone says that a sandbox has no live daemon any more.
+var ErrGone = errors.New("the sandbox's daemon is gone")
+
+// Unsupported says what a machine or a runtime cannot do and what to do about it.
+type Unsupported struct {
+	What string // "user namespaces are switched off on this machine"
+	Hint string // "set sysctl user.max_user_namespaces above 0, …"
+	Err  error  // what the kernel said; may be nil
+}
+
+func (e *Unsupported) Error() string {
+	if e.Err != nil {
+		return fmt.Sprintf("%s (%v): %s", e.What, e.Err, e.Hint)
+	}
+	return e.What + ": " + e.Hint
+}
+
+func (e *Unsupported) Unwrap() error { return e.Err }

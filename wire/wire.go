@@ -1,0 +1,50 @@
+// Package wire holds the messages of the sandbox API as Go types: what a
+// client sends and a server answers, as the protocol reference fixes it
+// (protocol.md, whose sections are named where a rule comes from).
+//
+// The types know how to be encoded, decoded and checked, and nothing else.
+// Three rules hold throughout:
+//
+//   - A request field whose absence means something else than its zero value
+//     is a pointer, or a slice or map that is absent when nil.
+//   - A response field that is missing or null takes the default of
+//     protocol.md §8; unknown fields are ignored.
+//   - Times are strings and are passed on as they came; sizes are bytes unless
+//     the field is a Kubernetes quantity such as "512Mi"; durations are whole
+//     seconds.
+package wire
+
+import "regexp"
+
+// Status values of boxes and snapshots (§2.4, §2.10).
+const (
+	StatusProvisioning = "provisioning"
+	StatusReady        = "ready"
+	StatusFailed       = "failed"
+	StatusStopped      = "stopped"
+	StatusDeleting     = "deleting"
+	StatusBuilding     = "building"
+)
+
+var (
+	nameRule         = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
+	snapshotNameRule = regexp.MustCompile(`^[a-z0-9._-]{1,128}$`)
+)
+
+// NameRule and SnapshotNameRule say in words what ValidName and
+// ValidSnapshotName check.
+const (
+	NameRule         = "1 to 63 lower-case letters, digits and hyphens, with no hyphen first or last"
+	SnapshotNameRule = "1 to 128 lower-case letters, digits, hyphens, underscores and dots"
+)
+
+// ValidName reports whether name can be given to a volume, template, pool, box
+// or registry (§2.0).
+func ValidName(name string) bool { return nameRule.MatchString(name) }
+
+// ValidSnapshotName reports whether name can be given to a snapshot (§2.0).
+func ValidSnapshotName(name string) bool { return snapshotNameRule.MatchString(name) }
+
+// ValidTTL reports whether seconds can be a time to live: zero, which turns it
+// off, or a positive multiple of 60 (§9).
+func ValidTTL(seconds int) bool { return seconds >= 0 && seconds%60 == 0 }
