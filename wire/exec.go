@@ -180,6 +180,9 @@ const (
 	ErrServiceUnavailable = "ServiceUnavailable"
 )
 
+// MessageType is the type of a message on the wire.
+func MessageType(m Message) string { return m.messageType() }
+
 // Unknown is a message of a type that this package does not know.
 type Unknown struct{ Type string }
 

@@ -1,0 +1,480 @@
+package builtins
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"go.starlark.net/starlark"
+
+	"github.com/sbx-star/sbx-star/client"
+	"github.com/sbx-star/sbx-star/event"
+	"github.com/sbx-star/sbx-star/wire"
+)
+
+// This file defines how commands are run, and the values that come of it:
+// result, command, chunk and line.
+
+// runArgs are the arguments of run.
+type runArgs struct {
+	command               commandLine
+	timeout               seconds
+	env                   stringDict
+	cwd                   optional[string]
+	shell                 string
+	onStdout, onStderr    optional[starlark.Callable]
+	idleTimeout, ttl      orNever
+	killOnDisconnect, pty bool
+	wait, check           bool
+	stdin                 optional[data]
+	text                  bool
+}
+
+func (a *runArgs) options() client.RunOptions {
+	o := client.RunOptions{
+		Command: string(a.command), Env: a.env, Cwd: a.cwd.or(""), Shell: a.shell,
+		Timeout: time.Duration(a.timeout), IdleTimeout: time.Duration(a.idleTimeout), TTL: time.Duration(a.ttl),
+		KillOnDisconnect: a.killOnDisconnect, PTY: a.pty,
+		CloseStdin: a.wait && a.stdin.ptr == nil && !a.pty,
+	}
+	if len(o.Env) == 0 {
+		o.Env = nil
+	}
+	return o
+}
+
+func sandboxRun(c *invocation) (starlark.Value, error) {
+	var a runArgs
+	if err := c.unpack(&a.command, &a.timeout, &a.env, &a.cwd, &a.shell, &a.onStdout, &a.onStderr, &a.idleTimeout,
+		&a.killOnDisconnect, &a.ttl, &a.pty, &a.wait, &a.check, &a.stdin, &a.text); err != nil {
+		return nil, err
+	}
+	callbacks := a.onStdout.ptr != nil || a.onStderr.ptr != nil
+	if callbacks && !a.wait {
+		return nil, c.argumentError("on_stdout and on_stderr need wait=True; without waiting, iterate over the command")
+	}
+	if err := c.mayAct(); err != nil {
+		return nil, err
+	}
+	box := c.self.(*sandboxValue).box.Load()
+	if a.wait && !callbacks && a.stdin.ptr == nil {
+		result, err := box.Run(c.Ctx, a.options())
+		if err != nil {
+			return nil, &CommandError{string(a.command), err}
+		}
+		return a.finish(result)
+	}
+	cmd, err := box.Start(c.Ctx, a.options())
+	if err != nil {
+		return nil, &CommandError{string(a.command), err}
+	}
+	v := newCommand(c, cmd, string(a.command), a.text, a.check)
+	if a.stdin.ptr != nil {
+		v.feed(c.Ctx, *a.stdin.ptr)
+	}
+	if !a.wait {
+		return v, nil
+	}
+	defer v.close()
+	result, err := v.drain(c, &a)
+	if err != nil {
+		cmd.Kill(c.Ctx) // nobody is left to do so
+	}
+	return result, err
+}
+
+// drain reads the output to its end and calls the callbacks with it.
+func (v *command) drain(c *invocation, a *runArgs) (starlark.Value, error) {
+	for {
+		chunk, err := v.next(c.Ctx)
+		if err == io.EOF {
+			return v.result(c.Ctx)
+		}
+		if err != nil {
+			return nil, err
+		}
+		callback := a.onStdout.ptr
+		if chunk.Stream == wire.Stderr {
+			callback = a.onStderr.ptr
+		}
+		if callback != nil {
+			if _, err := call(c.Task, *callback, starlark.Tuple{output(chunk.Data, v.text)}, nil); err != nil {
+				return nil, err
+			}
+		}
+	}
+}
+
+// finish makes a result, or the error that check asks for.
+func (a *runArgs) finish(result *client.Result) (starlark.Value, error) {
+	return finish(result, string(a.command), a.text, a.check)
+}
+
+func finish(result *client.Result, command string, text, check bool) (starlark.Value, error) {
+	if check && result.ExitCode != 0 {
+		return nil, &CommandFailedError{command, result}
+	}
+	return newResult(result, text), nil
+}
+
+func newResult(r *client.Result, text bool) *record {
+	return &record{"result", resultFields{
+		Stdout: output(r.Stdout, text), Stderr: output(r.Stderr, text), ExitCode: r.ExitCode, Success: r.ExitCode == 0,
+		CommandID: r.CommandID, Duration: starlark.Float(r.Duration.Seconds()),
+	}}
+}
+
+type resultFields struct {
+	Stdout    starlark.Value `json:"stdout"`
+	Stderr    starlark.Value `json:"stderr"`
+	ExitCode  int            `json:"exit_code"`
+	Success   bool           `json:"success"`
+	CommandID string         `json:"command_id,omitempty"`
+	Duration  starlark.Float `json:"duration"`
+}
+
+type chunkFields struct {
+	Stream string         `json:"stream"`
+	Data   starlark.Value `json:"data"`
+	Offset int64          `json:"offset"`
+}
+
+type lineFields struct {
+	Stream string         `json:"stream"`
+	Text   starlark.Value `json:"text"`
+}
+
+func output(s string, text bool) starlark.Value {
+	if text {
+		return starlark.String(s)
+	}
+	return starlark.Bytes(s)
+}
+
+// command is a handle on a command. It belongs to the task that made it; the
+// scope it was made in detaches it, if it has not come to its end before.
+type command struct {
+	run         *Run
+	strand      *strand
+	cmd         *client.Command
+	line        string // what runs, for messages
+	text, check bool
+	release     *entry
+
+	feeding chan struct{} // closed when all of stdin was sent, or will not be; nil without stdin
+	fed     error         // why it was not; set before feeding is closed
+
+	partial map[string]string // of each stream the line that has not ended yet
+	lines   []lineFields      // that have ended and not been handed out
+}
+
+var (
+	_ starlark.HasAttrs = (*command)(nil)
+	_ starlark.Iterable = (*command)(nil)
+)
+
+func newCommand(c *invocation, cmd *client.Command, line string, text, check bool) *command {
+	v := &command{run: c.Run, strand: c.strand, cmd: cmd, line: line, text: text, check: check, partial: map[string]string{}}
+	v.release = c.push(&entry{kind: "command", quiet: true, release: func(context.Context) error {
+		v.detach()
+		return nil
+	}})
+	return v
+}
+
+func (v *command) Type() string                          { return "command" }
+func (v *command) Freeze()                               {}
+func (v *command) Truth() starlark.Bool                  { return true }
+func (v *command) Hash() (uint32, error)                 { return unhashable(v) }
+func (v *command) String() string                        { return fmt.Sprintf("command(%q, %q)", v.cmd.ID(), shorten(v.line)) }
+func (v *command) Iterate() starlark.Iterator            { return &chunks{v} }
+func (v *command) AttrNames() []string                   { return commandAttributes.names(nil) }
+func (v *command) Attr(n string) (starlark.Value, error) { return commandAttributes.attr(v, nil, n) }
+
+var commandAttributes = attributes[*command]{
+	fields: map[string]func(*command) (starlark.Value, error){
+		"command_id": func(v *command) (starlark.Value, error) { return starlark.String(v.cmd.ID()), nil },
+		"pid": func(v *command) (starlark.Value, error) {
+			if pid := v.cmd.PID(); pid != 0 {
+				return starlark.MakeInt(pid), nil
+			}
+			return starlark.None, nil
+		},
+		"last_stdout_offset": func(v *command) (starlark.Value, error) {
+			stdout, _ := v.cmd.Offsets()
+			return starlark.MakeInt64(stdout), nil
+		},
+		"last_stderr_offset": func(v *command) (starlark.Value, error) {
+			_, stderr := v.cmd.Offsets()
+			return starlark.MakeInt64(stderr), nil
+		},
+		"result": func(v *command) (starlark.Value, error) { return v.result(v.strand.task.Ctx) },
+	},
+	methods: map[string]*starlark.Builtin{
+		"lines":       builtin("Command.lines", commandLines),
+		"wait":        builtin("Command.wait", commandWait),
+		"kill":        builtin("Command.kill", commandKill),
+		"send_input":  builtin("Command.send_input", commandSendInput),
+		"close_stdin": builtin("Command.close_stdin", commandCloseStdin),
+		"reconnect":   builtin("Command.reconnect", commandReconnect),
+	},
+}
+
+// killed is the exit code of a command that SIGKILL ended.
+const killed = 128 + 9
+
+// feed sends all of stdin and closes it, while others read the output: a
+// command that is not read from may not read either.
+func (v *command) feed(ctx context.Context, input []byte) {
+	v.feeding = make(chan struct{})
+	go func() {
+		defer close(v.feeding)
+		if v.fed = v.cmd.SendInput(ctx, input); v.fed == nil {
+			v.fed = v.cmd.CloseStdin(ctx)
+		}
+		if v.fed != nil {
+			v.cmd.Kill(ctx) // it has got half of its input; unless it has ended, and did not want the rest
+		}
+	}()
+}
+
+// close detaches from a command that has ended or that nobody looks at again.
+func (v *command) close() {
+	v.run.drop(v.release)
+	v.detach()
+}
+
+func (v *command) detach() {
+	v.cmd.Close() // which ends sending, too
+	if v.feeding != nil {
+		<-v.feeding
+	}
+}
+
+// next is the next chunk, or io.EOF, or an error that names the command.
+func (v *command) next(ctx context.Context) (client.Chunk, error) {
+	chunk, err := v.cmd.Next(ctx)
+	if chunk.Gap > 0 {
+		v.run.options.Events.Emit(event.Warning{Text: fmt.Sprintf("%d bytes of %s of command %s were lost: the sandbox no longer had them when they were read",
+			chunk.Gap, chunk.Stream, v.cmd.ID())})
+	}
+	if err != nil && err != io.EOF {
+		err = &CommandError{v.line, err}
+	}
+	return chunk, err
+}
+
+// result reads on to the end.
+func (v *command) result(ctx context.Context) (starlark.Value, error) {
+	result, err := v.cmd.Result(ctx)
+	if err != nil {
+		return nil, &CommandError{v.line, err}
+	}
+	v.close()
+	if v.feeding != nil && v.fed != nil && result.ExitCode == killed {
+		return nil, &CommandError{v.line, fmt.Errorf("sending stdin: %w", v.fed)}
+	}
+	return finish(result, v.line, v.text, v.check)
+}
+
+// chunks iterates over a command's output.
+type chunks struct{ v *command }
+
+func (it *chunks) Next(p *starlark.Value) bool {
+	chunk, ok := it.v.nextOrFail()
+	if ok {
+		*p = &record{"chunk", chunkFields{chunk.Stream, output(chunk.Data, it.v.text), chunk.Offset}}
+	}
+	return ok
+}
+
+func (*chunks) Done() {}
+
+// nextOrFail is next for iterators: no chunk is the end, or a failure that the
+// strand knows.
+func (v *command) nextOrFail() (client.Chunk, bool) {
+	chunk, err := v.next(v.strand.task.Ctx)
+	if err != nil && err != io.EOF {
+		v.strand.fail(err)
+	}
+	return chunk, err == nil
+}
+
+func commandLines(c *invocation) (starlark.Value, error) {
+	var stream optional[string]
+	if err := c.unpack(&stream); err != nil {
+		return nil, err
+	}
+	if s := stream.or(wire.Stdout); s != wire.Stdout && s != wire.Stderr {
+		return nil, c.argumentError("parameter stream: got %q, want %q or %q", s, wire.Stdout, wire.Stderr)
+	}
+	return &lines{c.self.(*command), stream.or("")}, nil
+}
+
+// lines are the lines of a command's output.
+type lines struct {
+	v      *command
+	stream string // "" is both
+}
+
+var _ starlark.Iterable = (*lines)(nil)
+
+func (l *lines) Type() string               { return "lines" }
+func (l *lines) String() string             { return fmt.Sprintf("lines(%s)", l.v) }
+func (l *lines) Freeze()                    {}
+func (l *lines) Truth() starlark.Bool       { return true }
+func (l *lines) Hash() (uint32, error)      { return unhashable(l) }
+func (l *lines) Iterate() starlark.Iterator { return l }
+func (l *lines) Done()                      {}
+
+func (l *lines) Next(p *starlark.Value) bool {
+	v := l.v
+	for {
+		for len(v.lines) > 0 {
+			line := v.lines[0]
+			v.lines = v.lines[1:]
+			if l.stream == "" || l.stream == line.Stream {
+				*p = &record{"line", line}
+				return true
+			}
+		}
+		chunk, ok := v.nextOrFail()
+		if ok {
+			v.split(chunk)
+		} else if v.strand.failure != nil || v.strand.task.cancelled() != nil || !v.flush() {
+			return false
+		}
+	}
+}
+
+// split takes the lines that a chunk completes. Only its own text is looked
+// through: a line may come in many pieces.
+func (v *command) split(chunk client.Chunk) {
+	rest := chunk.Data
+	for {
+		line, after, found := strings.Cut(rest, "\n")
+		if !found {
+			v.partial[chunk.Stream] += rest
+			return
+		}
+		line = v.partial[chunk.Stream] + line
+		v.partial[chunk.Stream] = ""
+		v.lines = append(v.lines, lineFields{chunk.Stream, output(strings.TrimSuffix(line, "\r"), v.text)})
+		rest = after
+	}
+}
+
+// flush makes lines of what did not end with a newline, and tells if there was any.
+func (v *command) flush() bool {
+	for _, stream := range []string{wire.Stdout, wire.Stderr} {
+		if rest := v.partial[stream]; rest != "" {
+			v.lines = append(v.lines, lineFields{stream, output(rest, v.text)})
+		}
+	}
+	clear(v.partial)
+	return len(v.lines) > 0
+}
+
+func commandWait(c *invocation) (starlark.Value, error) {
+	var timeout optional[seconds]
+	if err := c.unpack(&timeout); err != nil {
+		return nil, err
+	}
+	v := c.self.(*command)
+	var result starlark.Value
+	limit := timeout.or(0)
+	err := c.within(limit, func(ctx context.Context) (err error) {
+		result, err = v.result(ctx)
+		return err
+	}, func() error {
+		return &CommandError{v.line, &client.Error{Kind: client.ErrCommandTimeout, Operation: "command", Timeout: time.Duration(limit),
+			Message: fmt.Sprintf("the command is still running after %v of waiting", time.Duration(limit))}}
+	})
+	return result, err
+}
+
+func commandKill(c *invocation) (starlark.Value, error) {
+	if err := c.unpack(); err != nil {
+		return nil, err
+	}
+	return starlark.None, c.self.(*command).cmd.Kill(c.Ctx)
+}
+
+func commandSendInput(c *invocation) (starlark.Value, error) {
+	var input data
+	if err := c.unpack(&input); err != nil {
+		return nil, err
+	}
+	return starlark.None, c.self.(*command).cmd.SendInput(c.Ctx, input)
+}
+
+func commandCloseStdin(c *invocation) (starlark.Value, error) {
+	if err := c.unpack(); err != nil {
+		return nil, err
+	}
+	return starlark.None, c.self.(*command).cmd.CloseStdin(c.Ctx)
+}
+
+func commandReconnect(c *invocation) (starlark.Value, error) {
+	if err := c.unpack(); err != nil {
+		return nil, err
+	}
+	v := c.self.(*command)
+	return newCommand(c, v.cmd.Reconnect(), v.line, v.text, v.check), nil
+}
+
+func sandboxReconnect(c *invocation) (starlark.Value, error) {
+	var id string
+	var o client.ReconnectOptions
+	var text bool
+	if err := c.unpack(&id, &o.StdoutOffset, &o.StderrOffset, &text); err != nil {
+		return nil, err
+	}
+	if id == "" || o.StdoutOffset < 0 || o.StderrOffset < 0 {
+		return nil, c.argumentError("want the id of a command, and offsets from 0 on")
+	}
+	if err := c.mayAct(); err != nil {
+		return nil, err
+	}
+	cmd := c.self.(*sandboxValue).box.Load().Reconnect(id, o)
+	return newCommand(c, cmd, "command "+id, text, false), nil
+}
+
+// run is the method of the same name, of the sandbox that it is given.
+func run(c *invocation) (starlark.Value, error) {
+	var sandbox *sandboxValue
+	var args starlark.Tuple
+	var kwargs []starlark.Tuple
+	if err := c.unpack(&sandbox, &args, &kwargs); err != nil {
+		return nil, err
+	}
+	return sandboxRun(&invocation{Task: c.Task, stub: "Sandbox.run", name: c.name, self: sandbox, args: args, kwargs: kwargs})
+}
+
+func shellQuoteCall(c *invocation) (starlark.Value, error) {
+	var value starlark.Value
+	if err := c.unpack(&value); err != nil {
+		return nil, err
+	}
+	if s, ok := starlark.AsString(value); ok {
+		return starlark.String(shellQuote(s)), nil
+	}
+	words, err := quoted(value)
+	if err != nil {
+		return nil, c.argumentError("parameter value: %w", err)
+	}
+	return starlark.String(words), nil
+}
+
+// shellQuote makes one word of s for a POSIX shell.
+func shellQuote(s string) string {
+	safe := func(r rune) bool {
+		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("@%+=:,./-_", r)
+	}
+	if s != "" && strings.IndexFunc(s, func(r rune) bool { return !safe(r) }) < 0 {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'"'"'`) + "'"
+}

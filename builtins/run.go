@@ -1,0 +1,218 @@
+// Package builtins holds what a workflow can name: the resources, the verbs on
+// them, and what stands in for Python's with, try and raise. One file holds one
+// noun; its signatures and its documentation stand in stubs/, which is also
+// where the unpacking of arguments takes names, order and defaults from.
+//
+// A Run is what one workflow has from outside; a Task is one line of execution
+// in it. Every blocking builtin takes the context of the task that calls it.
+package builtins
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	startime "go.starlark.net/lib/time"
+	"go.starlark.net/starlark"
+
+	"github.com/sbx-star/sbx-star/client"
+	"github.com/sbx-star/sbx-star/event"
+	"github.com/sbx-star/sbx-star/wire"
+)
+
+// This file defines runs, tasks and the Starlark threads that tasks run on.
+
+// Options is what a run is given.
+type Options struct {
+	// Connect reaches the server. It is called when the first builtin needs
+	// one, and again only if it failed. Whoever gives it closes the client.
+	Connect func(context.Context) (*client.Client, error)
+
+	Stdout io.Writer
+	Events event.Sink
+	Env    func(name string) (value string, ok bool)
+	Now    func() time.Time // what time.now() tells; nil is the system's clock
+	Abort  <-chan struct{}  // once closed, nothing more is released
+}
+
+// Run is what all tasks of one workflow share.
+type Run struct {
+	options Options
+	out     sync.Mutex // held for one call of print
+
+	connecting sync.Mutex
+	client     *client.Client
+
+	asking sync.Mutex
+	asked  bool
+	info   *wire.Info // nil if the server has none
+
+	mu     sync.Mutex // guards what follows, and every scope
+	warned map[string]bool
+	left   []Leftover
+}
+
+// NewRun returns a run that has not connected yet.
+func NewRun(o Options) *Run { return &Run{options: o, warned: map[string]bool{}} }
+
+// Left returns what the run created and could not release.
+func (r *Run) Left() []Leftover {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.left
+}
+
+func (r *Run) connect(ctx context.Context) (*client.Client, error) {
+	r.connecting.Lock()
+	defer r.connecting.Unlock()
+	if r.client == nil {
+		c, err := r.options.Connect(ctx)
+		if err != nil {
+			return nil, err
+		}
+		r.client = c
+	}
+	return r.client, nil
+}
+
+// serverInfo asks the server once what it is. Only servers of this project
+// answer; the answer is nil for others.
+func (r *Run) serverInfo(ctx context.Context, c *client.Client) (*wire.Info, error) {
+	r.asking.Lock()
+	defer r.asking.Unlock()
+	if !r.asked {
+		info, err := c.Info(ctx)
+		switch {
+		case err == nil:
+			r.info = info
+		case !errors.Is(err, client.ErrNotFound):
+			return nil, err
+		}
+		r.asked = true
+	}
+	return r.info, nil
+}
+
+// warnOnce tells the user something that is worth telling once in a run.
+func (r *Run) warnOnce(text string) {
+	r.mu.Lock()
+	seen := r.warned[text]
+	r.warned[text] = true
+	r.mu.Unlock()
+	if !seen {
+		r.options.Events.Emit(event.Warning{Text: text})
+	}
+}
+
+// Task is one line of execution in a run: what it runs on, where it puts what
+// is to be released, and until when. All its threads run on one goroutine, one
+// after the other or one inside the other, and so nothing in it needs a lock.
+type Task struct {
+	Run *Run
+	Ctx context.Context
+
+	scope     *Scope
+	releasing bool   // runs a deferred function
+	declaring string // what may define but not act while it runs, such as "a module"; or ""
+	thread    *starlark.Thread
+	strand    *strand
+	unwinding starlark.CallStack // where a builtin panicked
+}
+
+// strand is what the threads of one goroutine share. Starlark does not tell an
+// iterator which thread it runs on; a value that blocks in one remembers the
+// strand of its task instead.
+type strand struct {
+	task    *Task // the one whose thread runs now
+	failure *StreamError
+}
+
+// NewTask returns the first task of a run, with an empty scope.
+func NewTask(ctx context.Context, run *Run) *Task {
+	return &Task{Run: run, Ctx: ctx, scope: &Scope{run: run}, strand: &strand{}}
+}
+
+// Thread says how a Starlark thread is made.
+type Thread struct {
+	Name      string
+	Load      func(thread *starlark.Thread, module string) (starlark.StringDict, error)
+	Declaring string // what runs on it may define but not act: what that is, such as "a module"
+}
+
+// Exec calls body with a new thread of the task, and returns its error: a
+// failed stream as the typed error that it is, a panic as an *InternalError.
+func (t *Task) Exec(o Thread, body func(*starlark.Thread) error) error {
+	sub := *t
+	sub.declaring = o.Declaring
+	return t.exec(&sub, o, body)
+}
+
+// exec runs body on a new thread for sub, which is t with changes.
+func (t *Task) exec(sub *Task, o Thread, body func(*starlark.Thread) error) (err error) {
+	thread := &starlark.Thread{Name: o.Name, Load: o.Load}
+	thread.SetLocal(taskKey, sub)
+	if now := t.Run.options.Now; now != nil {
+		startime.SetNow(thread, func() (time.Time, error) { return now(), nil })
+	}
+	sub.thread = thread
+	outer := t.strand.task
+	t.strand.task = sub
+	defer func() { t.strand.task = outer }()
+	defer context.AfterFunc(sub.Ctx, sub.cancelThread)()
+	defer func() {
+		if p := recover(); p != nil {
+			err = &InternalError{Panic: p, GoStack: debug.Stack(), Stack: sub.unwinding}
+		}
+	}()
+	return settle(sub, body(thread))
+}
+
+const taskKey = "sbx-star.task"
+
+// taskOf returns the task that runs on a thread.
+func taskOf(thread *starlark.Thread) *Task {
+	t, ok := thread.Local(taskKey).(*Task)
+	if !ok {
+		panic("a builtin of sbx-star was called on a thread that is no task's")
+	}
+	return t
+}
+
+func (t *Task) cancelThread() { t.thread.Cancel(context.Cause(t.Ctx).Error()) }
+
+// cancelled returns why the task was cancelled, or nil.
+func (t *Task) cancelled() error {
+	if t.Ctx.Err() != nil {
+		return context.Cause(t.Ctx)
+	}
+	return nil
+}
+
+// client connects to the server. Whatever acts on a sandbox comes through here,
+// and so nothing acts while a module is being loaded (language.md §2).
+func (t *Task) client() (*client.Client, error) {
+	if err := t.mayAct(); err != nil {
+		return nil, err
+	}
+	return t.Run.connect(t.Ctx)
+}
+
+func (t *Task) mayAct() error {
+	if t.declaring == "" {
+		return nil
+	}
+	return fmt.Errorf("the top level of %s defines and does not act: put this into a function, and call it from main", t.declaring)
+}
+
+// InternalError is a panic, which is a bug of sbx-star and not of the workflow.
+type InternalError struct {
+	Panic   any
+	GoStack []byte
+	Stack   starlark.CallStack // of the workflow, if a builtin panicked
+}
+
+func (e *InternalError) Error() string { return fmt.Sprintf("internal error: %v", e.Panic) }

@@ -1,0 +1,420 @@
+package builtins
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"go.starlark.net/starlark"
+
+	"github.com/sbx-star/sbx-star/client"
+	"github.com/sbx-star/sbx-star/wire"
+)
+
+// This file defines the noun sandbox and the values that it makes.
+
+func newSandboxNoun() *noun {
+	return &noun{namespace{
+		name: "sandbox",
+		call: builtin("sandbox", sandboxScoped),
+		members: starlark.StringDict{
+			"create": builtin("sandbox.create", sandboxCreate),
+			"get":    builtin("sandbox.get", sandboxGet),
+			"list":   builtin("sandbox.list", sandboxList),
+			"update": builtin("sandbox.update", sandboxUpdate),
+			"delete": builtin("sandbox.delete", sandboxDelete),
+			"status": builtin("sandbox.status", sandboxStatus),
+			"wait":   builtin("sandbox.wait", sandboxWait),
+		},
+	}}
+}
+
+// sandboxValue is a sandbox as it was seen last.
+type sandboxValue struct {
+	box     atomic.Pointer[client.Sandbox]
+	release *entry // nil if it is nobody's to release
+}
+
+var (
+	_ starlark.HasAttrs = (*sandboxValue)(nil)
+	_ resource          = (*sandboxValue)(nil)
+	_ scoped            = (*sandboxValue)(nil)
+)
+
+func newSandboxValue(box *client.Sandbox) *sandboxValue {
+	s := new(sandboxValue)
+	s.box.Store(box)
+	return s
+}
+
+func (s *sandboxValue) Type() string          { return "sandbox" }
+func (s *sandboxValue) Freeze()               {} // shared from now on, and as alive as before
+func (s *sandboxValue) Truth() starlark.Bool  { return true }
+func (s *sandboxValue) Hash() (uint32, error) { return unhashable(s) }
+func (s *sandboxValue) held() *entry          { return s.release }
+func (s *sandboxValue) resourceName() string  { return s.box.Load().Name }
+func (s *sandboxValue) AttrNames() []string   { return sandboxAttributes.names(s.box.Load().Box) }
+func (s *sandboxValue) String() string {
+	box := s.box.Load()
+	return fmt.Sprintf("sandbox(%q, status=%q)", box.Name, box.Status)
+}
+func (s *sandboxValue) Attr(name string) (starlark.Value, error) {
+	return sandboxAttributes.attr(s, s.box.Load().Box, name)
+}
+
+var sandboxAttributes = attributes[*sandboxValue]{methods: map[string]*starlark.Builtin{
+	"run":       builtin("Sandbox.run", sandboxRun),
+	"reconnect": builtin("Sandbox.reconnect", sandboxReconnect),
+	"write":     builtin("Sandbox.write", sandboxWrite),
+	"read":      builtin("Sandbox.read", sandboxRead),
+	"read_text": builtin("Sandbox.read_text", sandboxReadText),
+	"exists":    builtin("Sandbox.exists", sandboxExists),
+	"refresh":   builtin("Sandbox.refresh", sandboxRefresh),
+	"update":    builtin("Sandbox.update", sandboxUpdateSelf),
+	"delete":    builtin("Sandbox.delete", sandboxDeleteSelf),
+}}
+
+// sandboxArgs are the parameters that all ways to create one have in common.
+type sandboxArgs struct {
+	template                      named
+	snapshot, snapshotName, name  optional[string]
+	timeout                       wholeSeconds
+	ttl, idleTTL, deleteAfterStop ttl
+	vcpus                         positive[int]
+	memBytes, fsCapacityBytes     positive[int64]
+	envVars, labels               stringDict
+	proxyConfig, mountConfig      jsonObject
+	waitForReady                  bool
+}
+
+// vars are the variables of the parameters up to mount_config, in their order.
+func (a *sandboxArgs) vars() []any {
+	a.template = named{kind: "template", optional: true}
+	return []any{&a.template, &a.snapshot, &a.snapshotName, &a.name, &a.timeout, &a.ttl, &a.idleTTL, &a.deleteAfterStop,
+		&a.vcpus, &a.memBytes, &a.fsCapacityBytes, &a.envVars, &a.labels, &a.proxyConfig, &a.mountConfig}
+}
+
+// request checks the arguments as a whole (protocol.md §9).
+func (a *sandboxArgs) request(c *invocation) (wire.BoxCreate, error) {
+	r := wire.BoxCreate{
+		TemplateName: a.template.name, SnapshotID: a.snapshot.or(""), SnapshotName: a.snapshotName.or(""),
+		Name: a.name.or(""), WaitForReady: a.waitForReady,
+		TTLSeconds: a.ttl.ptr, IdleTTLSeconds: a.idleTTL.ptr, DeleteAfterStopSeconds: a.deleteAfterStop.ptr,
+		VCPUs: a.vcpus.ptr, MemBytes: a.memBytes.ptr, FSCapacityBytes: a.fsCapacityBytes.ptr,
+		ProxyConfig: json.RawMessage(a.proxyConfig), MountConfig: json.RawMessage(a.mountConfig),
+		EnvVars: a.envVars, Labels: a.labels,
+	}
+	if a.waitForReady {
+		timeout := int(a.timeout)
+		r.Timeout = &timeout
+	}
+	sources := 0
+	for _, source := range []string{r.TemplateName, r.SnapshotID, r.SnapshotName} {
+		if source != "" {
+			sources++
+		}
+	}
+	if sources > 1 {
+		return r, c.argumentError("template, snapshot and snapshot_name exclude each other")
+	}
+	return r, c.checkTTLs(a.ttl, a.idleTTL, a.deleteAfterStop)
+}
+
+func (c *invocation) checkTTLs(ttl, idle, afterStop ttl) error {
+	for _, t := range []struct {
+		name  string
+		value *int
+	}{{"ttl_seconds", ttl.ptr}, {"idle_ttl_seconds", idle.ptr}, {"delete_after_stop_seconds", afterStop.ptr}} {
+		if t.value != nil && !wire.ValidTTL(*t.value) {
+			return c.argumentError("parameter %s: got %d, want 0 or a multiple of 60", t.name, *t.value)
+		}
+	}
+	return nil
+}
+
+func sandboxScoped(c *invocation) (starlark.Value, error) {
+	var a sandboxArgs
+	var keep bool
+	if err := c.unpack(append(a.vars(), &keep, &a.waitForReady)...); err != nil {
+		return nil, err
+	}
+	return createSandbox(c, &a, !keep)
+}
+
+func sandboxCreate(c *invocation) (starlark.Value, error) {
+	var a sandboxArgs
+	if err := c.unpack(append(a.vars(), &a.waitForReady)...); err != nil {
+		return nil, err
+	}
+	return createSandbox(c, &a, false)
+}
+
+// createSandbox creates a sandbox. If a scope is to release it, its name is
+// chosen here and its release is pushed before the request is sent, so that it
+// is found even if the answer is lost.
+func createSandbox(c *invocation, a *sandboxArgs, scoped bool) (starlark.Value, error) {
+	request, err := a.request(c)
+	if err != nil {
+		return nil, err
+	}
+	cl, err := c.client()
+	if err != nil {
+		return nil, err
+	}
+	c.warnUnenforced(cl, request.VCPUs != nil, request.MemBytes != nil, request.FSCapacityBytes != nil)
+	if !scoped {
+		box, err := cl.CreateSandbox(c.Ctx, request)
+		if err != nil {
+			return nil, err
+		}
+		return newSandboxValue(box), nil
+	}
+
+	chosen := request.Name != ""
+	if !chosen {
+		request.Name = randomName()
+	}
+	s := new(sandboxValue)
+	name := func() string {
+		if box := s.box.Load(); box != nil {
+			return box.Name
+		}
+		return request.Name
+	}
+	asked := time.Now()
+	s.release = c.push(&entry{kind: "sandbox", name: name, release: func(ctx context.Context) error {
+		if s.box.Load() == nil && chosen {
+			if ours, err := createdSince(ctx, cl, request.Name, asked); err != nil || !ours {
+				return err
+			}
+		}
+		return ignoreNotFound(cl.DeleteSandbox(ctx, name()))
+	}})
+	box, err := cl.CreateSandbox(c.Ctx, request)
+	if err != nil {
+		if refused(err) && (chosen || !errors.Is(err, client.ErrAlreadyExists)) {
+			c.Run.drop(s.release)
+		}
+		return nil, err
+	}
+	s.box.Store(box)
+	return s, nil
+}
+
+// refused tells whether the server has said that it did not do what it was
+// asked for. Any other failure of a creation may have left something behind,
+// and so may a conflict with a name that nobody else can have chosen: an
+// earlier attempt has succeeded then.
+func refused(err error) bool {
+	var e *client.Error
+	return errors.As(err, &e) && (e.Status/100 == 4 && e.Status != http.StatusRequestTimeout || e.Status == 0 && errors.Is(err, client.ErrValidation))
+}
+
+// createdSince tells whether the sandbox of a name that the user chose is the
+// one that this run asked for, when the answer to that was lost. Clocks may
+// differ by a minute.
+func createdSince(ctx context.Context, cl *client.Client, name string, asked time.Time) (bool, error) {
+	box, err := cl.GetSandbox(ctx, name)
+	if err != nil {
+		return false, ignoreNotFound(err)
+	}
+	created, err := time.Parse(time.RFC3339, box.CreatedAt)
+	if err != nil {
+		return false, errors.New("the answer to its creation was lost, and the server does not tell when it was made; delete it if it is yours")
+	}
+	return created.After(asked.Add(-time.Minute)), nil
+}
+
+func ignoreNotFound(err error) error {
+	if errors.Is(err, client.ErrNotFound) {
+		return nil
+	}
+	return err
+}
+
+func randomName() string {
+	var id [4]byte
+	rand.Read(id[:]) // never fails
+	return "sbx-" + hex.EncodeToString(id[:])
+}
+
+// warnUnenforced tells the user once which limits the server does not hold
+// sandboxes to, if one of those that are asked for is among them.
+func (c *invocation) warnUnenforced(cl *client.Client, cpu, memory, storage bool) {
+	if !cpu && !memory && !storage {
+		return
+	}
+	info, err := c.Run.serverInfo(c.Ctx, cl)
+	if err != nil || info == nil {
+		return // an error will come back with the request itself
+	}
+	e := info.Enforces
+	if cpu && !e.CPU || memory && !e.Memory || storage && !e.Storage {
+		var names []string
+		for _, limit := range []struct {
+			name     string
+			enforced bool
+		}{{"cpu", e.CPU}, {"memory", e.Memory}, {"storage", e.Storage}} {
+			if !limit.enforced {
+				names = append(names, limit.name)
+			}
+		}
+		c.Run.warnOnce(fmt.Sprintf("the runtime %s does not enforce limits on %s here", info.Runtime, enumerate(names)))
+	}
+}
+
+// enumerate is "a", "a and b", "a, b and c".
+func enumerate(names []string) string {
+	text := ""
+	for i, name := range names {
+		switch {
+		case i == 0:
+		case i == len(names)-1:
+			text += " and "
+		default:
+			text += ", "
+		}
+		text += name
+	}
+	return text
+}
+
+func sandboxGet(c *invocation) (starlark.Value, error) {
+	which := named{kind: "sandbox"}
+	cl, err := c.connect(&which)
+	if err != nil {
+		return nil, err
+	}
+	box, err := cl.GetSandbox(c.Ctx, which.name)
+	if err != nil {
+		return nil, err
+	}
+	return newSandboxValue(box), nil
+}
+
+func sandboxList(c *invocation) (starlark.Value, error) {
+	cl, err := c.connect()
+	if err != nil {
+		return nil, err
+	}
+	boxes, err := cl.ListSandboxes(c.Ctx)
+	if err != nil {
+		return nil, err
+	}
+	values := make([]starlark.Value, len(boxes))
+	for i, box := range boxes {
+		values[i] = newSandboxValue(box)
+	}
+	return starlark.NewList(values), nil
+}
+
+func sandboxUpdate(c *invocation) (starlark.Value, error) {
+	which := named{kind: "sandbox"}
+	var newName optional[string]
+	var ttl, idle, afterStop ttl
+	if err := c.unpack(&which, &newName, &ttl, &idle, &afterStop); err != nil {
+		return nil, err
+	}
+	box, err := updateSandbox(c, which.name, newName, ttl, idle, afterStop)
+	if err != nil {
+		return nil, err
+	}
+	return newSandboxValue(box), nil
+}
+
+func sandboxUpdateSelf(c *invocation) (starlark.Value, error) {
+	var newName optional[string]
+	var ttl, idle, afterStop ttl
+	if err := c.unpack(&newName, &ttl, &idle, &afterStop); err != nil {
+		return nil, err
+	}
+	s := c.self.(*sandboxValue)
+	box, err := updateSandbox(c, s.resourceName(), newName, ttl, idle, afterStop)
+	if err != nil {
+		return nil, err
+	}
+	s.box.Store(box)
+	return s, nil
+}
+
+func updateSandbox(c *invocation, name string, newName optional[string], ttl, idle, afterStop ttl) (*client.Sandbox, error) {
+	if err := c.checkTTLs(ttl, idle, afterStop); err != nil {
+		return nil, err
+	}
+	cl, err := c.client()
+	if err != nil {
+		return nil, err
+	}
+	return cl.UpdateSandbox(c.Ctx, name, wire.BoxUpdate{
+		Name: newName.ptr, TTLSeconds: ttl.ptr, IdleTTLSeconds: idle.ptr, DeleteAfterStopSeconds: afterStop.ptr,
+	})
+}
+
+func sandboxDelete(c *invocation) (starlark.Value, error) {
+	which := named{kind: "sandbox"}
+	cl, err := c.connect(&which)
+	if err != nil {
+		return nil, err
+	}
+	return starlark.None, cl.DeleteSandbox(c.Ctx, which.name)
+}
+
+func sandboxDeleteSelf(c *invocation) (starlark.Value, error) {
+	cl, err := c.connect()
+	if err != nil {
+		return nil, err
+	}
+	s := c.self.(*sandboxValue)
+	if err := cl.DeleteSandbox(c.Ctx, s.resourceName()); err != nil {
+		return nil, err
+	}
+	c.Run.drop(s.release)
+	return starlark.None, nil
+}
+
+func sandboxRefresh(c *invocation) (starlark.Value, error) {
+	cl, err := c.connect()
+	if err != nil {
+		return nil, err
+	}
+	s := c.self.(*sandboxValue)
+	box, err := cl.GetSandbox(c.Ctx, s.resourceName())
+	if err != nil {
+		return nil, err
+	}
+	s.box.Store(box)
+	return s, nil
+}
+
+func sandboxStatus(c *invocation) (starlark.Value, error) {
+	which := named{kind: "sandbox"}
+	cl, err := c.connect(&which)
+	if err != nil {
+		return nil, err
+	}
+	status, err := cl.SandboxStatus(c.Ctx, which.name)
+	if err != nil {
+		return nil, err
+	}
+	return &record{"status", *status}, nil
+}
+
+func sandboxWait(c *invocation) (starlark.Value, error) {
+	which := named{kind: "sandbox"}
+	var timeout, poll seconds
+	cl, err := c.connect(&which, &timeout, &poll)
+	if err != nil {
+		return nil, err
+	}
+	box, err := cl.WaitForSandbox(c.Ctx, which.name, time.Duration(timeout), time.Duration(poll))
+	if err != nil {
+		return nil, err
+	}
+	return newSandboxValue(box), nil
+}

@@ -1,0 +1,160 @@
+package builtins
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/sbx-star/sbx-star/event"
+)
+
+// This file defines scopes: what is released when something ends.
+
+// releaseTime is what releasing a scope may take altogether.
+const releaseTime = 60 * time.Second
+
+// errAbandoned is why releasing ended when the user would not wait for it.
+var errAbandoned = errors.New("releasing was interrupted")
+
+// Leftover is something that a run created and could not release.
+type Leftover struct {
+	Kind, Name string // "sandbox", "web-1"
+	Err        error
+}
+
+// Delete is what a workflow has to say to delete it.
+func (l Leftover) Delete() string { return fmt.Sprintf("%s.delete(%q)", l.Kind, l.Name) }
+
+// Scope is a stack of releases. The run's mutex guards it.
+type Scope struct {
+	run     *Run
+	entries []*entry
+}
+
+// entry undoes one thing.
+type entry struct {
+	scope   *Scope        // nil once it is released or dropped
+	kind    string        // "sandbox", "template", "deferred cleanup"
+	name    func() string // of a resource, as it is called now; nil for others
+	quiet   bool          // a connection: closed in any case, also with --keep
+	release func(context.Context) error
+}
+
+// push adds a release to the task's innermost scope.
+func (t *Task) push(e *entry) *entry {
+	t.Run.mu.Lock()
+	defer t.Run.mu.Unlock()
+	t.scope.add(e)
+	return e
+}
+
+func (s *Scope) add(e *entry) {
+	e.scope = s
+	s.entries = append(s.entries, e)
+}
+
+func (s *Scope) remove(e *entry) {
+	e.scope = nil
+	s.entries = slices.DeleteFunc(s.entries, func(x *entry) bool { return x == e })
+}
+
+// drop forgets a release: there is nothing left to undo. It may be called
+// again, and for no entry at all.
+func (r *Run) drop(e *entry) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if e != nil && e.scope != nil {
+		e.scope.remove(e)
+	}
+}
+
+// move makes s the scope that releases e. It reports false if e is released or
+// dropped already, or nil.
+func (r *Run) move(e *entry, s *Scope) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if e == nil || e.scope == nil {
+		return false
+	}
+	e.scope.remove(e)
+	s.add(e)
+	return true
+}
+
+func (s *Scope) pop() *entry {
+	s.run.mu.Lock()
+	defer s.run.mu.Unlock()
+	if len(s.entries) == 0 {
+		return nil
+	}
+	e := s.entries[len(s.entries)-1]
+	s.remove(e)
+	return e
+}
+
+// Release releases the task's scope, last in first out, what is pushed
+// meanwhile included. It goes on after failures: resources that are left are
+// listed by Run.Left, and the errors of deferred functions are returned, joined. It takes 60 seconds at most, outlives the cancellation of
+// the task, and stops trying once Options.Abort is closed.
+//
+// With keep, resources are left and told as events, and deferred functions do
+// not run.
+func (t *Task) Release(keep bool) error {
+	ctx, stop := t.releaseContext()
+	defer stop()
+	r, s := t.Run, t.scope
+	var errs []error
+	for e := s.pop(); e != nil; e = s.pop() {
+		if keep && !e.quiet {
+			if e.name != nil {
+				name := e.name()
+				r.options.Events.Emit(event.Kept{Kind: e.kind, Name: name,
+					Reach: fmt.Sprintf("%s.get(%q)", e.kind, name), Delete: Leftover{Kind: e.kind, Name: name}.Delete()})
+			}
+			continue
+		}
+		err := context.Cause(ctx)
+		if err == nil || e.quiet {
+			err = e.release(ctx)
+		}
+		if err != nil && ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+		switch {
+		case err == nil:
+		case e.name == nil:
+			errs = append(errs, &ContextError{What: e.kind, Err: err})
+		default:
+			r.mu.Lock()
+			r.left = append(r.left, Leftover{Kind: e.kind, Name: e.name(), Err: err})
+			r.mu.Unlock()
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// releaseContext is the clock of one release. A release inside another one
+// keeps to the outer clock.
+func (t *Task) releaseContext() (context.Context, func()) {
+	if t.releasing {
+		return t.Ctx, func() {}
+	}
+	ctx, cancel := context.WithCancelCause(context.WithoutCancel(t.Ctx))
+	ctx, cancelTimer := context.WithTimeoutCause(ctx, releaseTime, fmt.Errorf("releasing took longer than %v", releaseTime))
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		select {
+		case <-t.Run.options.Abort:
+			cancel(errAbandoned)
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, func() {
+		cancelTimer()
+		cancel(nil)
+		<-watched
+	}
+}

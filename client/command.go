@@ -1,0 +1,671 @@
+package client
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+	"unicode/utf8"
+
+	"github.com/google/uuid"
+
+	"github.com/sbx-star/sbx-star/wire"
+)
+
+// This file defines the handle of a running command: a reader of a session that
+// the sandbox keeps, which can be replaced at any byte (protocol.md §6.4–§6.9).
+
+// Chunk is a piece of one output stream. It never splits a character.
+type Chunk struct {
+	Stream string // wire.Stdout or wire.Stderr
+	Data   string
+	Offset int64 // bytes of the stream before it
+	Gap    int64 // bytes lost right before it, which the sandbox no longer had
+}
+
+// Command is a handle on a command. Next, Result and what they are used by are
+// for one goroutine at a time; the other methods are for any. Close it when
+// done, at the latest when Next has returned an error.
+type Command struct {
+	sandbox *Sandbox
+	options RunOptions
+	kick    chan struct{} // wakes Next when a kill or an attachment changed its situation
+
+	attaching sync.Mutex // one attachment at a time
+
+	mu          sync.Mutex // guards what follows
+	id          string
+	pid         int
+	sock        *socket // nil while detached
+	killed      bool
+	stdinClosed bool
+	finished    bool
+	closed      bool
+	delivered   [2]int64 // bytes of each stream that Next has returned
+
+	// What follows belongs to who calls Next.
+	held     [2]string // an incomplete character at the end of what was received
+	output   [2]strings.Builder
+	queue    []Chunk
+	attempts int
+	started  time.Time
+	duration time.Duration
+	exitCode int
+	final    error // io.EOF after the exit
+}
+
+const (
+	maxReconnects = 5
+	startRetries  = 5
+	graceAfter    = 30 * time.Second // the command's timeout, for the server to say so
+	killGrace     = 5 * time.Second
+	inputPiece    = 32 << 10
+)
+
+var streams = [2]string{wire.Stdout, wire.Stderr}
+
+// Start starts a command and returns once it runs. It is started once, however
+// often the connection fails on the way, as far as the server knows command ids.
+func (s *Sandbox) Start(ctx context.Context, o RunOptions) (*Command, error) {
+	if o.Command == "" {
+		return nil, argumentError("there is no command to run")
+	}
+	if o.RunConfig != nil && (o.Env != nil || o.Cwd != "") {
+		return nil, argumentError("run_config excludes env and cwd; put both into it")
+	}
+	if o.CommandID == "" {
+		id, err := uuid.NewV7()
+		if err != nil {
+			return nil, err
+		}
+		o.CommandID = hex.EncodeToString(id[:])
+	}
+	c := newCommand(s, o)
+	limits := s.client.websocket
+	for deadline, n := time.Now().Add(limits.ConnectBudget), 1; ; n++ {
+		left := time.Until(deadline)
+		sent, err := c.start(ctx, min(limits.Open, left))
+		if err == nil {
+			return c, nil
+		}
+		if n > startRetries || ctx.Err() != nil || !c.mayStartAgain(sent, err) {
+			return nil, err
+		}
+		wait := reconnectDelay(n)
+		var e *Error
+		if errors.As(err, &e) && e.Kind == ErrRetryableConnection && e.Status != 0 {
+			wait = time.Duration(float64(wait) * (0.8 + 0.2*s.client.jitter()))
+			if e.RetryAfter >= 0 {
+				wait = e.RetryAfter
+			}
+		}
+		if wait >= time.Until(deadline) {
+			return nil, err
+		}
+		if err := s.client.sleep(ctx, wait); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// Reconnect returns a handle on a command that was started before, maybe by
+// another process. It connects when it is first used.
+func (s *Sandbox) Reconnect(commandID string, o ReconnectOptions) *Command {
+	c := newCommand(s, RunOptions{CommandID: commandID, PTY: o.PTY, Headers: o.Headers})
+	c.delivered = [2]int64{o.StdoutOffset, o.StderrOffset}
+	c.stdinClosed = o.StdinClosed
+	c.started = time.Now()
+	return c
+}
+
+// ReconnectOptions say from where to read on, in bytes, and what the caller
+// knows of the command.
+type ReconnectOptions struct {
+	StdoutOffset, StderrOffset int64
+	StdinClosed, PTY           bool
+	Headers                    http.Header
+}
+
+func newCommand(s *Sandbox, o RunOptions) *Command {
+	return &Command{sandbox: s, options: o, kick: make(chan struct{}, 1), id: o.CommandID, stdinClosed: o.CloseStdin && !o.PTY}
+}
+
+// start opens a socket and has the command started on it, or attached to if an
+// earlier attempt did start it. sent tells whether the server may have done so.
+func (c *Command) start(ctx context.Context, timeout time.Duration) (sent bool, err error) {
+	sock, err := c.open(ctx, timeout)
+	if err != nil {
+		return false, err
+	}
+	defer func() {
+		if err != nil {
+			sock.close()
+		}
+	}()
+	if err := sock.write(c.options.message()); err != nil {
+		return true, err
+	}
+	timer := time.NewTimer(timeout)
+	defer timer.Stop()
+	var first wire.Message
+	select {
+	case m, ok := <-sock.frames:
+		if !ok {
+			return true, sock.err
+		}
+		first = m
+	case <-timer.C:
+		return true, &Error{Kind: ErrConnectTimeout, Message: fmt.Sprintf("the server did not start the command within %v", timeout.Round(time.Millisecond)), Operation: "command"}
+	case <-ctx.Done():
+		return true, context.Cause(ctx)
+	}
+	switch m := first.(type) {
+	case *wire.Started:
+		if m.CommandID != c.id {
+			c.sandbox.client.ignoresIDs.Store(true)
+		}
+		c.id, c.pid, c.sock, c.started = m.CommandID, m.PID, sock, time.Now()
+		return true, nil
+	case *wire.ExecError:
+		return true, c.commandError(m, "command")
+	}
+	return true, &Error{Kind: ErrOperation, Operation: "command", Message: fmt.Sprintf("the server began with a message of type %q instead of saying that the command started", wire.MessageType(first))}
+}
+
+// mayStartAgain: the command's id makes a second start harmless, unless the
+// server is known not to look at it and may have started the command.
+func (c *Command) mayStartAgain(sent bool, err error) bool {
+	if sent && c.sandbox.client.ignoresIDs.Load() {
+		return false
+	}
+	return errors.Is(err, ErrRetryableConnection) || sent && errors.Is(err, ErrConnection)
+}
+
+func (c *Command) open(ctx context.Context, timeout time.Duration) (*socket, error) {
+	client := c.sandbox.client
+	conn, err := client.upgrade(ctx, c.sandbox.dataplane("execute/ws", true), c.options.Headers, timeout)
+	if err != nil {
+		return nil, err
+	}
+	return newSocket(conn, client.websocket), nil
+}
+
+// reconnectDelay is the wait before attempt n, counted from 1 (§4.2, §6.8).
+func reconnectDelay(n int) time.Duration {
+	return min(500*time.Millisecond<<(n-1), 8*time.Second)
+}
+
+// ID identifies the command within its sandbox, for Reconnect.
+func (c *Command) ID() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.id
+}
+
+// PID is the command's process id in the sandbox, or 0 while it is not known.
+func (c *Command) PID() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.pid
+}
+
+// Offsets are the bytes of each stream up to the end of the last chunk that
+// Next has returned: where another handle has to go on.
+func (c *Command) Offsets() (stdout, stderr int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.delivered[0], c.delivered[1]
+}
+
+// Reconnect returns a second handle, which reads on where this one stands.
+func (c *Command) Reconnect() *Command {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.sandbox.Reconnect(c.id, ReconnectOptions{StdoutOffset: c.delivered[0], StderrOffset: c.delivered[1],
+		StdinClosed: c.stdinClosed, PTY: c.options.PTY, Headers: c.options.Headers})
+}
+
+// Next returns the next piece of output, io.EOF after the command's exit, or
+// why the stream broke: ErrCommandTimeout, ErrOperation, or ErrConnection when
+// it could not be reconnected. Such an error carries the output so far and stays.
+// A context that ends leaves the handle as it was.
+func (c *Command) Next(ctx context.Context) (Chunk, error) {
+	for {
+		if len(c.queue) > 0 {
+			return c.deliver(), nil
+		}
+		if c.final != nil {
+			return Chunk{}, c.final
+		}
+		sock, err := c.attached(ctx)
+		if err != nil {
+			if ctx.Err() != nil {
+				return Chunk{}, err
+			}
+			c.lost(ctx, err)
+			continue
+		}
+		if err := c.receive(ctx, sock); err != nil {
+			return Chunk{}, err
+		}
+	}
+}
+
+// deliver hands out the first queued chunk: from now on it is the caller's, and
+// a reconnect goes on behind it.
+func (c *Command) deliver() Chunk {
+	chunk := c.queue[0]
+	c.queue = c.queue[1:]
+	i := index(chunk.Stream)
+	c.output[i].WriteString(chunk.Data)
+	return chunk
+}
+
+func index(stream string) int {
+	if stream == wire.Stderr {
+		return 1
+	}
+	return 0
+}
+
+// receive waits for one message and deals with it. The error is the context's.
+func (c *Command) receive(ctx context.Context, sock *socket) error {
+	var m wire.Message
+	var ok bool
+	select {
+	case m, ok = <-sock.frames:
+	default:
+		timer := time.NewTimer(c.patience())
+		defer timer.Stop()
+		select {
+		case m, ok = <-sock.frames:
+		case <-c.kick:
+			return nil // look again at what there is to wait for
+		case <-timer.C:
+			c.outOfPatience()
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	if !ok {
+		c.drop(sock)
+		c.lost(ctx, sock.err)
+		return nil
+	}
+	switch m := m.(type) {
+	case *wire.Started:
+		if m.CommandID == c.ID() {
+			c.attempts = 0
+			c.mu.Lock()
+			c.pid = m.PID
+			c.mu.Unlock()
+		}
+	case *wire.Output:
+		c.attempts = 0
+		c.take(index(m.Stream), string(m.Data), m.Offset)
+	case *wire.Exit:
+		c.flush()
+		c.end(m.ExitCode, io.EOF)
+	case *wire.ExecError:
+		c.flush()
+		operation := "command"
+		if c.options.Command == "" {
+			operation = "reconnect"
+		}
+		c.end(-1, c.commandError(m, operation))
+	}
+	return nil
+}
+
+// patience is how long the server may be silent: forever if the command may
+// run forever, since pings tell whether the server lives.
+func (c *Command) patience() time.Duration {
+	c.mu.Lock()
+	killed := c.killed
+	c.mu.Unlock()
+	switch {
+	case killed:
+		return killGrace
+	case c.options.Timeout > 0:
+		return max(time.Until(c.started.Add(c.options.Timeout+graceAfter)), graceAfter)
+	}
+	return unbounded
+}
+
+func (c *Command) outOfPatience() {
+	c.mu.Lock()
+	killed := c.killed
+	c.mu.Unlock()
+	c.flush()
+	if killed {
+		c.end(128+9, io.EOF)
+		return
+	}
+	c.end(-1, &Error{Kind: ErrCommandTimeout, Operation: "command", ErrorType: wire.ErrCommandTimeout, Timeout: c.options.Timeout,
+		Message: fmt.Sprintf("the server did not end the command %v after its timeout of %v", graceAfter, c.options.Timeout)})
+}
+
+// take queues what is new in a piece of output: what is known already is cut
+// off, what is missing is reported, and a character that is not whole yet is
+// held back.
+func (c *Command) take(i int, data string, offset int64) {
+	at := c.position(i)
+	if offset < at {
+		data = data[min(int64(len(data)), at-offset):]
+		offset = at
+	}
+	if data == "" {
+		return
+	}
+	gap := offset - at
+	if gap > 0 {
+		c.queueText(i, c.held[i], 0) // it will not be completed
+		c.held[i] = ""
+	}
+	data = c.held[i] + data
+	whole := len(data) - incomplete(data)
+	c.held[i] = data[whole:]
+	c.queueText(i, data[:whole], gap)
+}
+
+// position is the offset of the byte that is expected next.
+func (c *Command) position(i int) int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.delivered[i] + int64(len(c.held[i]))
+}
+
+// queueText queues text, which starts where the stream stands plus the gap.
+// Whatever is queued is returned before anything else is received, so the
+// offsets can move now.
+func (c *Command) queueText(i int, text string, gap int64) {
+	c.mu.Lock()
+	c.delivered[i] += gap
+	offset := c.delivered[i]
+	c.delivered[i] += int64(len(text))
+	c.mu.Unlock()
+	if text != "" {
+		c.queue = append(c.queue, Chunk{streams[i], strings.ToValidUTF8(text, "\ufffd"), offset, gap})
+	}
+}
+
+// flush gives up waiting for the rest of characters.
+func (c *Command) flush() {
+	for i, held := range c.held {
+		c.queueText(i, held, 0)
+		c.held[i] = ""
+	}
+}
+
+// incomplete is how many bytes at the end of s are the start of a character.
+func incomplete(s string) int {
+	for n := 1; n <= min(len(s), utf8.UTFMax-1); n++ {
+		if b := s[len(s)-n]; utf8.RuneStart(b) {
+			if b >= utf8.RuneSelf && !utf8.FullRuneInString(s[len(s)-n:]) {
+				return n
+			}
+			return 0
+		}
+	}
+	return 0
+}
+
+func (c *Command) commandError(m *wire.ExecError, operation string) *Error {
+	e := &Error{Kind: ErrOperation, Message: m.Error, ErrorType: m.ErrorType, Operation: operation}
+	switch m.ErrorType {
+	case wire.ErrCommandTimeout:
+		e.Kind, e.Operation, e.Timeout = ErrCommandTimeout, "command", c.options.Timeout
+	case wire.ErrCommandNotFound:
+		if operation == "reconnect" {
+			e.Message = fmt.Sprintf("the sandbox knows no command %s: %s", c.id, m.Error)
+		}
+	case wire.ErrSessionExpired:
+		if operation == "reconnect" {
+			e.Message = fmt.Sprintf("command %s has ended too long ago, its output is no longer kept: %s", c.id, m.Error)
+		}
+	}
+	return e
+}
+
+// end is the end of the command as far as this handle is concerned.
+func (c *Command) end(exitCode int, final error) {
+	c.exitCode, c.final, c.duration = exitCode, final, time.Since(c.started)
+	var e *Error
+	if errors.As(final, &e) {
+		stdout, stderr := c.collected()
+		e.Stdout, e.Stderr = stdout, stderr
+	}
+	c.mu.Lock()
+	sock := c.sock
+	c.sock, c.finished = nil, true
+	c.mu.Unlock()
+	if sock != nil {
+		sock.close()
+	}
+}
+
+// collected is the output so far, queued chunks included.
+func (c *Command) collected() (stdout, stderr string) {
+	text := [2]string{c.output[0].String(), c.output[1].String()}
+	for _, chunk := range c.queue {
+		text[index(chunk.Stream)] += chunk.Data
+	}
+	return text[0], text[1]
+}
+
+// drop forgets a socket that has ended.
+func (c *Command) drop(sock *socket) {
+	c.mu.Lock()
+	if c.sock == sock {
+		c.sock = nil
+	}
+	c.mu.Unlock()
+	sock.close()
+	c.held = [2]string{} // asked for again
+}
+
+// lost decides what the loss of the connection means: it waits for the next
+// attempt, or ends the command's handle. It returns early when ctx ends or a
+// kill needs a connection.
+func (c *Command) lost(ctx context.Context, err error) {
+	permanent := !errors.Is(err, ErrConnection) || err == errDetached
+	var e *Error
+	if errors.As(err, &e) && e.Status != 0 && e.Kind == ErrConnection {
+		permanent = true // an answer that trying again does not change
+	}
+	if permanent {
+		c.flush()
+		c.end(-1, err)
+		return
+	}
+	if c.attempts++; c.attempts > maxReconnects {
+		c.flush()
+		c.end(-1, &Error{Kind: ErrConnection, Operation: "reconnect", Err: err,
+			Message: fmt.Sprintf("giving up on command %s after %d lost connections in a row: %v", c.ID(), c.attempts, err)})
+		return
+	}
+	if errors.Is(err, ErrServerReload) {
+		return
+	}
+	waiting, stop := context.WithCancel(ctx)
+	defer stop()
+	woken := make(chan struct{})
+	go func() {
+		defer close(woken)
+		select {
+		case <-c.kick:
+			stop()
+		case <-waiting.Done():
+		}
+	}()
+	c.sandbox.client.sleep(waiting, reconnectDelay(c.attempts))
+	stop()
+	<-woken
+}
+
+// attached returns the socket in use, opening one if there is none: it asks for
+// the output from where this handle stands, and repeats what the command has
+// been told for good.
+func (c *Command) attached(ctx context.Context) (*socket, error) {
+	c.attaching.Lock()
+	defer c.attaching.Unlock()
+	c.mu.Lock()
+	sock, closed := c.sock, c.closed
+	hello := &wire.Reconnect{CommandID: c.id, StdoutOffset: c.delivered[0], StderrOffset: c.delivered[1]}
+	c.mu.Unlock()
+	if closed {
+		return nil, errDetached
+	}
+	if sock != nil {
+		return sock, nil
+	}
+	sock, err := c.open(ctx, c.sandbox.client.websocket.Open)
+	if err != nil {
+		return nil, err
+	}
+	c.mu.Lock() // held until the socket is in place: a kill is either said here or finds it
+	defer c.mu.Unlock()
+	say := []wire.Message{hello}
+	if c.stdinClosed {
+		say = append(say, &wire.CloseStdin{})
+	}
+	if c.killed {
+		say = append(say, &wire.Kill{})
+	}
+	for _, m := range say {
+		if err := sock.write(m); err != nil {
+			sock.close()
+			return nil, err
+		}
+	}
+	if c.closed {
+		sock.close()
+		return nil, errDetached
+	}
+	c.sock = sock
+	return sock, nil
+}
+
+// Result reads the output to its end and returns what the command came to.
+func (c *Command) Result(ctx context.Context) (*Result, error) {
+	for {
+		if _, err := c.Next(ctx); err == io.EOF {
+			return &Result{c.output[0].String(), c.output[1].String(), c.exitCode, c.ID(), c.duration}, nil
+		} else if err != nil {
+			return nil, err
+		}
+	}
+}
+
+// Kill sends SIGKILL to the command's process group. It is remembered: if the
+// connection is down, one is opened to deliver it, and if that fails too, the
+// next that Next opens delivers it.
+func (c *Command) Kill(ctx context.Context) error {
+	c.mu.Lock()
+	if c.finished {
+		c.mu.Unlock()
+		return nil
+	}
+	c.killed = true
+	sock := c.sock
+	c.mu.Unlock()
+	defer c.wake()
+	if sock != nil {
+		if sock.write(&wire.Kill{}) == nil {
+			return nil
+		}
+		c.mu.Lock()
+		if c.sock == sock {
+			c.sock = nil // broken, as whoever reads it is about to find out
+		}
+		c.mu.Unlock()
+		sock.close()
+	}
+	_, err := c.attached(ctx)
+	return err
+}
+
+// abort kills the command of a caller who is gone: at once or not at all.
+func (c *Command) abort() {
+	c.mu.Lock()
+	sock := c.sock
+	c.mu.Unlock()
+	if sock != nil {
+		sock.write(&wire.Kill{})
+	}
+}
+
+func (c *Command) wake() {
+	select {
+	case c.kick <- struct{}{}:
+	default:
+	}
+}
+
+// SendInput writes to the command's stdin. Over this protocol input is text:
+// other bytes are refused. Input that cannot be sent because the connection is
+// down is an error, and after the command's end it has no effect.
+func (c *Command) SendInput(ctx context.Context, data []byte) error {
+	if !utf8.Valid(data) {
+		return argumentError("input must be UTF-8 text; write other bytes to a file and redirect the command's stdin from it")
+	}
+	c.mu.Lock()
+	finished, closed := c.finished, c.stdinClosed
+	c.mu.Unlock()
+	if closed {
+		return &Error{Kind: ErrOperation, Operation: "sendInput", Message: "the command's stdin is closed"}
+	}
+	if finished {
+		return nil
+	}
+	sock, err := c.attached(ctx)
+	if err != nil {
+		return err
+	}
+	for len(data) > 0 {
+		piece := data[:min(len(data), inputPiece)]
+		piece = piece[:len(piece)-incomplete(string(piece[max(0, len(piece)-utf8.UTFMax):]))]
+		if err := sock.write(&wire.Input{Data: string(piece)}); err != nil {
+			return err
+		}
+		data = data[len(piece):]
+	}
+	return nil
+}
+
+// CloseStdin is the end of the command's input. It is remembered, and has no
+// effect on a terminal, where "\x04" is the end.
+func (c *Command) CloseStdin(context.Context) error {
+	c.mu.Lock()
+	sock := c.sock
+	if c.finished || c.stdinClosed || c.options.PTY {
+		c.mu.Unlock()
+		return nil
+	}
+	c.stdinClosed = true
+	c.mu.Unlock()
+	if sock != nil {
+		sock.write(&wire.CloseStdin{}) // if it is lost, the next attachment says it again
+	}
+	return nil
+}
+
+// Close detaches: the command goes on without a reader, by the rules it was
+// started with. Closing twice is harmless.
+func (c *Command) Close() error {
+	c.mu.Lock()
+	sock := c.sock
+	c.sock, c.closed = nil, true
+	c.mu.Unlock()
+	if sock != nil {
+		sock.close()
+	}
+	c.wake()
+	return nil
+}

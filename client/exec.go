@@ -1,0 +1,119 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"time"
+
+	"github.com/sbx-star/sbx-star/wire"
+)
+
+// This file defines how a command is asked for, its result, and the way that is
+// taken when the caller only wants the result (protocol.md §5, §6.10).
+
+// RunOptions say what to run and how.
+type RunOptions struct {
+	Command string            // for the shell
+	Env     map[string]string // over the sandbox's own
+	Cwd     string
+	Shell   string // "" means /bin/bash
+
+	Timeout     time.Duration // of the command; 0 is none. Whole seconds, rounded up
+	IdleTimeout time.Duration // killed after so long without a client; 0 means 300 s, negative never
+	TTL         time.Duration // kept for Reconnect after its end; 0 means 600 s, negative as long as the sandbox
+
+	KillOnDisconnect bool // kill it as soon as nobody is attached
+	PTY              bool // run it on a terminal of 80×24
+	CloseStdin       bool // give it no input: its stdin is empty
+
+	RunConfig *wire.RunConfig // in place of Env and Cwd (§16.3)
+	CommandID string          // "" makes one; an id that exists is attached to
+	Headers   http.Header     // of this call and of every reconnect
+}
+
+// Result is what a command came to.
+type Result struct {
+	Stdout, Stderr string // as much as the handle saw
+	ExitCode       int    // 128+n if signal n ended it
+	CommandID      string
+	Duration       time.Duration // from its start, or from the attachment, to its end as seen from here
+}
+
+// Run runs a command and waits for its end. When ctx ends first, the command is
+// killed. A server without WebSockets is asked over plain HTTP, if nothing that
+// HTTP cannot do was asked for.
+func (s *Sandbox) Run(ctx context.Context, o RunOptions) (*Result, error) {
+	cmd, err := s.Start(ctx, o)
+	if err != nil {
+		if noSocket(err) && o.CloseStdin && !o.PTY && o.Timeout > 0 {
+			return s.Exec(ctx, o)
+		}
+		return nil, err
+	}
+	defer cmd.Close()
+	result, err := cmd.Result(ctx)
+	if ctx.Err() != nil {
+		cmd.abort()
+	}
+	return result, err
+}
+
+// noSocket reports whether an upgrade was refused in a way that says that there
+// is nothing to upgrade to, so that nothing was executed.
+func noSocket(err error) bool {
+	var e *Error
+	if !errors.As(err, &e) || e.Kind != ErrConnection {
+		return false
+	}
+	return e.Status == http.StatusNotFound || e.Status == http.StatusMethodNotAllowed || e.Status == http.StatusUpgradeRequired
+}
+
+// Exec runs a command over plain HTTP, with nothing on its stdin. Its output
+// comes when it has ended, and the server bounds how much that is.
+func (s *Sandbox) Exec(ctx context.Context, o RunOptions) (*Result, error) {
+	started := time.Now()
+	response, err := send[wire.ExecResponse](ctx, s.client, call{
+		method: http.MethodPost, path: s.dataplane("execute", false), headers: o.Headers, policy: executing,
+		timeout: o.Timeout + 10*time.Second, errors: mapDataplane,
+		body: wire.ExecRequest{Command: wire.Command{Line: o.Command}, Timeout: seconds(o.Timeout), Shell: o.shell(), Env: o.Env, Cwd: o.Cwd, RunConfig: o.RunConfig},
+	})
+	var e *Error
+	if errors.As(err, &e) && e.Kind == ErrCommandTimeout {
+		e.Timeout = o.Timeout
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &Result{response.Stdout, response.Stderr, response.ExitCode, "", time.Since(started)}, nil
+}
+
+func (o RunOptions) shell() string {
+	if o.Shell == "" {
+		return wire.DefaultShell
+	}
+	return o.Shell
+}
+
+// message is the execute message for the options.
+func (o RunOptions) message() *wire.Execute {
+	return &wire.Execute{
+		Command: wire.Command{Line: o.Command}, TimeoutSeconds: seconds(o.Timeout), Shell: o.shell(),
+		IdleTimeoutSeconds: secondsOr(o.IdleTimeout, wire.DefaultIdleTimeout), TTLSeconds: secondsOr(o.TTL, wire.DefaultTTL),
+		KillOnDisconnect: o.KillOnDisconnect, Env: o.Env, Cwd: o.Cwd, PTY: o.PTY,
+		RunConfig: o.RunConfig, CloseStdin: o.CloseStdin && !o.PTY, CommandID: o.CommandID,
+	}
+}
+
+// seconds rounds up: a timeout of half a second must not become none.
+func seconds(d time.Duration) int { return int((d + time.Second - 1) / time.Second) }
+
+func secondsOr(d time.Duration, otherwise int) int {
+	switch {
+	case d == 0:
+		return otherwise
+	case d < 0:
+		return -1
+	}
+	return seconds(d)
+}

@@ -1,0 +1,166 @@
+package client
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"mime/multipart"
+	"net/http"
+	"net/textproto"
+	"net/url"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sbx-star/sbx-star/wire"
+)
+
+// This file defines how files get into a sandbox and out of it (protocol.md §5).
+
+// fileTimeout is how long a transfer may stand still.
+const fileTimeout = 60 * time.Second
+
+// Upload writes what r has to the file at path, which is absolute or relative
+// to the sandbox's home, and creates missing folders. The content is streamed.
+// Where the request has to be sent again, r is rewound if it is an io.Seeker.
+func (s *Sandbox) Upload(ctx context.Context, path string, r io.Reader) error {
+	if err := validatePath(path); err != nil {
+		return err
+	}
+	content, err := newContent(r)
+	if err != nil {
+		return err
+	}
+	defer content.abandon()
+	return s.client.json(ctx, call{method: http.MethodPost, path: s.dataplane("upload", false), query: url.Values{"path": {path}},
+		content: content, timeout: fileTimeout, errors: mapDataplane}, nil)
+}
+
+// Download opens the file at path. The caller closes it; an end that comes
+// before the announced length is an error and not io.EOF.
+func (s *Sandbox) Download(ctx context.Context, path string) (io.ReadCloser, error) {
+	if err := validatePath(path); err != nil {
+		return nil, err
+	}
+	response, err := s.client.do(ctx, call{path: s.dataplane("download", false), query: url.Values{"path": {path}}, timeout: fileTimeout,
+		errors: func(e *Error, p wire.Problem) {
+			mapDataplane(e, p)
+			if e.Status == http.StatusNotFound {
+				e.Kind, e.ResourceType, e.Operation = ErrNotFound, "file", ""
+				e.Message = fmt.Sprintf("sandbox %s has no file %s", s.Name, path)
+			}
+		}})
+	if err != nil {
+		return nil, err
+	}
+	return response.Body, nil
+}
+
+// Exists reports whether there is anything at path: a file, a folder or else.
+func (s *Sandbox) Exists(ctx context.Context, path string) (bool, error) {
+	if err := validatePath(path); err != nil {
+		return false, err
+	}
+	response, err := s.client.do(ctx, call{method: http.MethodHead, path: s.dataplane("download", false), query: url.Values{"path": {path}}, errors: mapDataplane})
+	if err == nil {
+		return true, response.Body.Close()
+	}
+	var e *Error
+	if !errors.As(err, &e) {
+		return false, err
+	}
+	switch e.Status {
+	case http.StatusNotFound:
+		return s.existsByCommand(ctx, path) // it may be the route that is missing
+	case http.StatusBadRequest, http.StatusForbidden, http.StatusMethodNotAllowed, http.StatusNotImplemented:
+		return s.existsByCommand(ctx, path) // a HEAD has no body to say which
+	}
+	return false, err
+}
+
+func (s *Sandbox) existsByCommand(ctx context.Context, path string) (bool, error) {
+	quoted := "'" + strings.ReplaceAll(path, "'", `'\''`) + "'"
+	result, err := s.Run(ctx, RunOptions{Command: "test -e " + quoted + " || test -L " + quoted, Shell: "/bin/sh", Timeout: fileTimeout, CloseStdin: true})
+	if err != nil {
+		return false, err
+	}
+	return result.ExitCode == 0, nil
+}
+
+func validatePath(path string) error {
+	if path == "" {
+		return argumentError("the path of a file is empty")
+	}
+	if strings.ContainsRune(path, 0) {
+		return argumentError("the path %q contains a NUL character", path)
+	}
+	return nil
+}
+
+// content is a multipart body around a reader, which never is in memory whole.
+type content struct {
+	contentType string
+	head, tail  []byte
+	data        io.Reader
+	start       int64 // where data stood, if it can be rewound
+
+	mu        sync.Mutex // held while data is read: the transport may outlive the attempt
+	abandoned atomic.Bool
+}
+
+func newContent(r io.Reader) (*content, error) {
+	var frame bytes.Buffer
+	w := multipart.NewWriter(&frame)
+	header := textproto.MIMEHeader{
+		"Content-Disposition": {multipart.FileContentDisposition(wire.UploadField, wire.UploadFilename)},
+		"Content-Type":        {wire.UploadContentType},
+	}
+	if _, err := w.CreatePart(header); err != nil {
+		return nil, err
+	}
+	head := bytes.Clone(frame.Bytes())
+	frame.Reset()
+	if err := w.Close(); err != nil {
+		return nil, err
+	}
+	c := &content{contentType: w.FormDataContentType(), head: head, tail: frame.Bytes(), data: r, start: -1}
+	if seeker, ok := r.(io.Seeker); ok {
+		if at, err := seeker.Seek(0, io.SeekCurrent); err == nil {
+			c.start = at
+		}
+	}
+	return c, nil
+}
+
+// open is the body from its beginning.
+func (c *content) open() io.ReadCloser {
+	return io.NopCloser(io.MultiReader(bytes.NewReader(c.head), dataReader{c}, bytes.NewReader(c.tail)))
+}
+
+// rewind makes the content ready to be sent again, if that is possible.
+func (c *content) rewind() bool {
+	if c.start < 0 {
+		return false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	_, err := c.data.(io.Seeker).Seek(c.start, io.SeekStart)
+	return err == nil
+}
+
+// abandon stops the transport from reading on when the call is over.
+func (c *content) abandon() { c.abandoned.Store(true) }
+
+type dataReader struct{ *content }
+
+func (d dataReader) Read(p []byte) (int, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.abandoned.Load() {
+		return 0, io.ErrClosedPipe
+	}
+	return d.data.Read(p)
+}

@@ -1,0 +1,199 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/sbx-star/sbx-star/wire"
+)
+
+// This file defines the calls on sandboxes, which the wire calls boxes
+// (protocol.md §2.4, §2.5).
+
+// Sandbox is a sandbox as it was last seen, and what can be done in it. Its
+// methods may be called from several goroutines, but for Refresh, which
+// replaces the Box that others may be reading.
+type Sandbox struct {
+	wire.Box
+	client *Client
+}
+
+// CreateSandbox makes a sandbox and, if b.WaitForReady, waits until it is ready,
+// b.Timeout seconds at most (30 if it is nil). A failure leaves none behind as
+// far as the server keeps its word; ErrAlreadyExists, ErrCreation, ErrTimeout,
+// ErrValidation and ErrQuotaExceeded say why.
+func (c *Client) CreateSandbox(ctx context.Context, b wire.BoxCreate) (*Sandbox, error) {
+	if err := validateCreate(b); err != nil {
+		return nil, err
+	}
+	request := call{method: http.MethodPost, path: c.path("boxes"), policy: creating, timeout: 30 * time.Second, errors: mapBoxCreate}
+	if b.Name != "" {
+		request.policy = namedCreating
+	}
+	wait := 30
+	if b.WaitForReady {
+		if b.Timeout == nil {
+			b.Timeout = &wait
+		}
+		wait = *b.Timeout
+		request.timeout += time.Duration(wait) * time.Second
+	}
+	request.body = b
+	box, err := send[wire.Box](ctx, c, request)
+	var e *Error
+	if errors.As(err, &e) && e.Kind == ErrAlreadyExists && e.ambiguous {
+		return c.created(ctx, b, time.Duration(wait)*time.Second, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &Sandbox{*box, c}, nil
+}
+
+// created looks whether the box that is in the way of a repeated creation is
+// the one that the first attempt made, whose answer a gateway lost.
+func (c *Client) created(ctx context.Context, b wire.BoxCreate, wait time.Duration, conflict error) (*Sandbox, error) {
+	s, err := c.GetSandbox(ctx, b.Name)
+	if err != nil || s.TemplateName != b.TemplateName || b.SnapshotID != "" && s.SnapshotID != b.SnapshotID {
+		return nil, conflict
+	}
+	if !b.WaitForReady || s.Status == wire.StatusReady {
+		return s, nil
+	}
+	return c.WaitForSandbox(ctx, b.Name, wait, time.Second)
+}
+
+func validateCreate(b wire.BoxCreate) error {
+	sources := 0
+	for _, s := range []string{b.TemplateName, b.SnapshotID, b.SnapshotName} {
+		if s != "" {
+			sources++
+		}
+	}
+	if sources > 1 {
+		return argumentError("a sandbox is made from one of template_name, snapshot_id and snapshot_name, not from %d of them", sources)
+	}
+	return validateTTLs(map[string]*int{"ttl_seconds": b.TTLSeconds, "idle_ttl_seconds": b.IdleTTLSeconds, "delete_after_stop_seconds": b.DeleteAfterStopSeconds})
+}
+
+func validateTTLs(ttls map[string]*int) error {
+	for name, seconds := range ttls {
+		if seconds != nil && !wire.ValidTTL(*seconds) {
+			e := argumentError("%s is %d, and must be 0 or a positive multiple of 60", name, *seconds)
+			e.Field = name
+			return e
+		}
+	}
+	return nil
+}
+
+// GetSandbox finds a sandbox by its name or id.
+func (c *Client) GetSandbox(ctx context.Context, name string) (*Sandbox, error) {
+	box, err := send[wire.Box](ctx, c, call{path: c.path("boxes", name), errors: of("sandbox")})
+	if err != nil {
+		return nil, err
+	}
+	return &Sandbox{*box, c}, nil
+}
+
+// ListSandboxes returns all sandboxes.
+func (c *Client) ListSandboxes(ctx context.Context) ([]*Sandbox, error) {
+	list, err := send[wire.BoxList](ctx, c, call{path: c.path("boxes"), errors: listing})
+	if err != nil {
+		return nil, err
+	}
+	sandboxes := make([]*Sandbox, len(list.Boxes))
+	for i, box := range list.Boxes {
+		sandboxes[i] = &Sandbox{box, c}
+	}
+	return sandboxes, nil
+}
+
+// UpdateSandbox changes a sandbox. A name that is taken is ErrNameConflict.
+func (c *Client) UpdateSandbox(ctx context.Context, name string, u wire.BoxUpdate) (*Sandbox, error) {
+	if err := validateTTLs(map[string]*int{"ttl_seconds": u.TTLSeconds, "idle_ttl_seconds": u.IdleTTLSeconds, "delete_after_stop_seconds": u.DeleteAfterStopSeconds}); err != nil {
+		return nil, err
+	}
+	box, err := send[wire.Box](ctx, c, call{method: http.MethodPatch, path: c.path("boxes", name), body: u, errors: conflicting("sandbox", ErrNameConflict)})
+	if err != nil {
+		return nil, err
+	}
+	return &Sandbox{*box, c}, nil
+}
+
+// DeleteSandbox ends and deletes a sandbox. One that does not exist is
+// ErrNotFound, unless it was this call whose first answer got lost.
+func (c *Client) DeleteSandbox(ctx context.Context, name string) error {
+	err := c.json(ctx, call{method: http.MethodDelete, path: c.path("boxes", name), errors: of("sandbox")}, nil)
+	var e *Error
+	if errors.As(err, &e) && e.Kind == ErrNotFound && e.ambiguous {
+		return nil
+	}
+	return err
+}
+
+// SandboxStatus is the cheap way to ask how a sandbox is.
+func (c *Client) SandboxStatus(ctx context.Context, name string) (*wire.BoxStatus, error) {
+	return send[wire.BoxStatus](ctx, c, call{path: c.path("boxes", name, "status"), errors: of("sandbox")})
+}
+
+// WaitForSandbox asks every poll interval until the sandbox is ready, at least
+// once. One that failed is ErrCreation, and ErrTimeout carries the last status.
+func (c *Client) WaitForSandbox(ctx context.Context, name string, timeout, poll time.Duration) (*Sandbox, error) {
+	for deadline := time.Now().Add(timeout); ; {
+		status, err := c.SandboxStatus(ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		switch status.Status {
+		case wire.StatusReady:
+			return c.GetSandbox(ctx, name)
+		case wire.StatusFailed:
+			message := "sandbox " + name + " failed to start"
+			if status.StatusMessage != nil && *status.StatusMessage != "" {
+				message = *status.StatusMessage
+			}
+			return nil, &Error{Kind: ErrCreation, Message: message, ResourceType: "sandbox"}
+		}
+		left := time.Until(deadline)
+		if left <= 0 {
+			return nil, &Error{Kind: ErrTimeout, Message: "sandbox " + name + " was not ready within " + timeout.String(), ResourceType: "sandbox", LastStatus: status.Status}
+		}
+		if err := c.sleep(ctx, min(poll, left)); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// Refresh sees the sandbox again.
+func (s *Sandbox) Refresh(ctx context.Context) error {
+	seen, err := s.client.GetSandbox(ctx, s.Name)
+	if err != nil {
+		return err
+	}
+	s.Box = seen.Box
+	return nil
+}
+
+// Delete ends and deletes the sandbox.
+func (s *Sandbox) Delete(ctx context.Context) error { return s.client.DeleteSandbox(ctx, s.Name) }
+
+// dataplane is an endpoint of the sandbox's daemon, under a scheme of the kind
+// that the URL has: http and ws, or https and wss (§1.5).
+func (s *Sandbox) dataplane(operation string, socket bool) endpoint {
+	if s.DataplaneURL == "" {
+		return endpoint{err: &Error{Kind: ErrDataplaneNotConfigured, Message: "sandbox " + s.Name + " has no dataplane_url yet, so nothing can be run in it; wait until its status is ready"}}
+	}
+	u, err := url.Parse(s.DataplaneURL)
+	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+		return endpoint{err: &Error{Kind: ErrClient, Message: "the server gave sandbox " + s.Name + " the dataplane_url " + s.DataplaneURL + ", which is no http or https URL"}}
+	}
+	if socket {
+		u.Scheme = strings.Replace(u.Scheme, "http", "ws", 1)
+	}
+	return endpoint{url: u.JoinPath(operation).String()}
+}

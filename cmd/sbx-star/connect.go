@@ -1,0 +1,94 @@
+package main
+
+import (
+	"context"
+	"net/url"
+	"os"
+	"strings"
+
+	"github.com/spf13/pflag"
+
+	"github.com/sbx-star/sbx-star/client"
+	"github.com/sbx-star/sbx-star/workflow"
+)
+
+// This file defines where a workflow's sandboxes are made: on the embedded
+// server, on the one that --endpoint names, or on the hosted service.
+
+// basePath ends every base URL (protocol.md §1.2).
+const basePath = "/v2/sandboxes"
+
+type connectFlags struct {
+	endpoint, apiKey, runtime string
+	remote, local             bool
+}
+
+func (f *connectFlags) register(flags *pflag.FlagSet) {
+	flags.StringVar(&f.endpoint, "endpoint", "", "connect to the server at `URL` (or SBX_STAR_ENDPOINT)")
+	flags.StringVar(&f.apiKey, "api-key", "", "the `KEY` for --endpoint (or SBX_STAR_API_KEY)")
+	flags.BoolVar(&f.remote, "remote", false, "connect to the hosted service, by LANGSMITH_ENDPOINT and LANGSMITH_API_KEY")
+	flags.BoolVar(&f.local, "local", false, "make sandboxes on this machine even if SBX_STAR_ENDPOINT is set")
+	flags.StringVar(&f.runtime, "runtime", "namespace", "how the embedded server makes sandboxes: `namespace`, or process (no isolation)")
+}
+
+// connector returns how the workflow reaches its server when it first needs
+// one. What it opens is closed by close, which may be called without it.
+func (f *connectFlags) connector() (connect func(context.Context) (*client.Client, error), close func(), err error) {
+	options, err := f.options(os.Getenv)
+	if err != nil {
+		return nil, nil, err
+	}
+	if options == nil {
+		return embedded(f.runtime)
+	}
+	c, err := client.New(*options)
+	if err != nil {
+		return nil, nil, &workflow.UsageError{Message: err.Error(), Hint: "an endpoint looks like http://127.0.0.1:8787" + basePath}
+	}
+	return func(context.Context) (*client.Client, error) { return c, nil }, c.Close, nil
+}
+
+// options says which server to reach, or nil for the embedded one. A key that
+// merely lies in the environment never chooses the hosted service.
+func (f *connectFlags) options(env func(string) string) (*client.Options, error) {
+	first := func(values ...string) string {
+		for _, v := range values {
+			if v = strings.TrimSpace(v); v != "" {
+				return v
+			}
+		}
+		return ""
+	}
+	endpoint := first(f.endpoint, env("SBX_STAR_ENDPOINT"))
+	chosen := 0
+	for _, given := range []bool{f.endpoint != "", f.remote, f.local} {
+		if given {
+			chosen++
+		}
+	}
+	key := first(f.apiKey, env("SBX_STAR_API_KEY"), env("LANGSMITH_API_KEY"), env("LANGCHAIN_API_KEY"))
+	switch {
+	case chosen > 1:
+		return nil, &workflow.UsageError{Message: "--endpoint, --remote and --local exclude each other", Hint: "give one of them"}
+	case f.local, endpoint == "" && !f.remote:
+		if f.apiKey != "" {
+			return nil, &workflow.UsageError{Message: "--api-key without a server to send it to", Hint: "name one with --endpoint URL or --remote"}
+		}
+		return nil, nil
+	case f.remote:
+		root := first(env("LANGSMITH_ENDPOINT"), env("LANGCHAIN_ENDPOINT"), "https://api.smith.langchain.com")
+		return &client.Options{
+			Endpoint: strings.TrimRight(root, "/") + basePath,
+			APIKey:   first(f.apiKey, env("LANGSMITH_API_KEY"), env("LANGCHAIN_API_KEY")),
+		}, nil
+	}
+	return &client.Options{Endpoint: withBasePath(endpoint), APIKey: key}, nil
+}
+
+// withBasePath completes an endpoint that is a server and nothing more.
+func withBasePath(endpoint string) string {
+	if u, err := url.Parse(endpoint); err == nil && strings.Trim(u.Path, "/") == "" {
+		return strings.TrimRight(endpoint, "/") + basePath
+	}
+	return strings.TrimRight(endpoint, "/")
+}

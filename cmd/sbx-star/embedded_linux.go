@@ -1,0 +1,101 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/sbx-star/sbx-star/client"
+	"github.com/sbx-star/sbx-star/runtime"
+	"github.com/sbx-star/sbx-star/runtime/namespace"
+	"github.com/sbx-star/sbx-star/runtime/process"
+	"github.com/sbx-star/sbx-star/server"
+	"github.com/sbx-star/sbx-star/workflow"
+)
+
+// This file defines the embedded server: the one that a workflow uses when it
+// is given no endpoint.
+
+// runChild becomes the daemon of a sandbox if that is what this process was
+// started as; then it does not return.
+func runChild() {
+	namespace.Child()
+	process.Child()
+}
+
+// embedded returns how to start the server inside this process, at the first
+// call, and how to end it. The client reaches it over socket pairs, so nobody
+// else on the machine can.
+func embedded(runtimeName string) (connect func(context.Context) (*client.Client, error), closeAll func(), err error) {
+	options, err := serverOptions(runtimeName, "")
+	if err != nil {
+		return nil, nil, err
+	}
+	options.BestEffort = true // the machine's own user asks; GET /info tells what is not enforced
+	var cleanups []func()
+	start := func() (*client.Client, error) {
+		s, err := server.New(options)
+		if err != nil {
+			return nil, err
+		}
+		listener, dial := server.Private()
+		ctx, cancel := context.WithCancel(context.Background())
+		served := make(chan error, 1)
+		go func() { served <- s.Serve(ctx, listener) }()
+		c, err := client.New(client.Options{Endpoint: "http://localhost" + basePath, Dial: dial})
+		cleanups = []func(){s.Close, func() { <-served }, cancel}
+		if err == nil {
+			cleanups = append(cleanups, c.Close)
+		}
+		return c, err
+	}
+	once := sync.OnceValues(start)
+	return func(context.Context) (*client.Client, error) { return once() },
+		func() {
+			for i := len(cleanups) - 1; i >= 0; i-- {
+				cleanups[i]()
+			}
+		}, nil
+}
+
+// serverOptions is what the embedded server and serve have in common.
+func serverOptions(runtimeName, stateDir string) (server.Options, error) {
+	if stateDir == "" {
+		var err error
+		if stateDir, err = defaultStateDir(); err != nil {
+			return server.Options{}, err
+		}
+	}
+	stateDir, err := filepath.Abs(stateDir)
+	if err != nil {
+		return server.Options{}, err
+	}
+	rt, err := newRuntime(runtimeName)
+	return server.Options{Runtime: rt, StateDir: stateDir, Version: version()}, err
+}
+
+func newRuntime(name string) (runtime.Runtime, error) {
+	switch name {
+	case "namespace":
+		return namespace.New(namespace.Options{})
+	case "process":
+		return process.New(process.Options{}), nil
+	}
+	return nil, &workflow.UsageError{Message: fmt.Sprintf("there is no runtime %q", name), Hint: "--runtime takes namespace or process"}
+}
+
+// defaultStateDir is $XDG_STATE_HOME/sbx-star, or what that stands for.
+func defaultStateDir() (string, error) {
+	base := os.Getenv("XDG_STATE_HOME")
+	if !filepath.IsAbs(base) { // the specification has relative ones ignored
+		home, err := os.UserHomeDir()
+		if err != nil {
+			return "", errors.New("there is no folder to keep sandboxes in: set HOME or XDG_STATE_HOME")
+		}
+		base = filepath.Join(home, ".local", "state")
+	}
+	return filepath.Join(base, "sbx-star"), nil
+}

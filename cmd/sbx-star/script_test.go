@@ -1,0 +1,227 @@
+//go:build linux
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/sbx-star/sbx-star/internal/fakeserver"
+)
+
+// This file runs the golden scripts of testdata/scripts: each runs sbx-star as
+// a user would, with a fake server of its own to talk to.
+
+var update = flag.Bool("update", false, "rewrite the golden files in the scripts")
+
+func TestMain(m *testing.M) {
+	runChild() // daemons are this binary, run again
+	testscript.Main(m, map[string]func(){"sbx-star": main})
+}
+
+func TestScripts(t *testing.T) {
+	commands := fakeserver.Commands()
+	maps.Copy(commands, scriptCommands)
+	testscript.Run(t, testscript.Params{
+		Dir:                 "../../testdata/scripts",
+		Setup:               setup,
+		Cmds:                commands,
+		UpdateScripts:       *update,
+		RequireExplicitExec: true,
+		RequireUniqueNames:  true,
+	})
+}
+
+func setup(env *testscript.Env) error {
+	root, err := filepath.Abs("../..")
+	if err != nil {
+		return err
+	}
+	env.Setenv("ROOT", root)
+	env.Setenv("XDG_STATE_HOME", filepath.Join(env.WorkDir, ".state"))
+	return fakeserver.Setup(env)
+}
+
+// scriptCommands are what scripts can say beyond testscript's own commands and
+// those of the fake server:
+//
+//	exits CODE COMMAND…           fails unless the command ends with this status
+//	signal NAME REGEXP CODE COMMAND…
+//	                              signals the command once the fake server's log
+//	                              matches (for REGEXP "-": once it has printed
+//	                              something), and then is as exits
+//	cut-every-byte WANT COMMAND…  runs the command once for each byte that it is
+//	                              sent over WebSockets, the connection cut there,
+//	                              and fails unless it prints what WANT holds
+//	leftovers                     fails if a sandbox of the state folder is left:
+//	                              a folder, a process or a mount
+var scriptCommands = map[string]func(ts *testscript.TestScript, neg bool, args []string){
+	"exits": func(ts *testscript.TestScript, neg bool, args []string) {
+		need(ts, args, 2, "exits CODE COMMAND…")
+		cmd := command(ts, args[1:])
+		ts.Check(cmd.Start())
+		wait(ts, cmd, args[0])
+	},
+	"signal": func(ts *testscript.TestScript, neg bool, args []string) {
+		need(ts, args, 4, "signal NAME REGEXP CODE COMMAND…")
+		sig, ok := map[string]syscall.Signal{"INT": syscall.SIGINT, "TERM": syscall.SIGTERM}[args[0]]
+		if !ok {
+			ts.Fatalf("there is no signal %s here", args[0])
+		}
+		cmd := command(ts, args[3:])
+		printed := &notice{w: cmd.Stdout.(*bytes.Buffer), seen: make(chan struct{})}
+		cmd.Stdout = printed
+		ts.Check(cmd.Start())
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		defer cancel()
+		if args[1] == "-" {
+			select {
+			case <-printed.seen:
+			case <-ctx.Done():
+				cmd.Process.Kill()
+			}
+		} else if err := fakeserver.Of(ts).Await(ctx, 1, regexp.MustCompile(args[1]).MatchString); err != nil {
+			cmd.Process.Kill()
+			cmd.Wait()
+			ts.Fatalf("%v", err)
+		}
+		cmd.Process.Signal(sig)
+		wait(ts, cmd, args[2])
+	},
+	"cut-every-byte": cutEveryByte,
+	"leftovers": func(ts *testscript.TestScript, neg bool, args []string) {
+		state := filepath.Join(ts.Getenv("XDG_STATE_HOME"), "sbx-star")
+		var left []string
+		boxes, err := os.ReadDir(filepath.Join(state, "boxes"))
+		ts.Check(err)
+		for _, box := range boxes {
+			left = append(left, "folder "+box.Name())
+		}
+		mounts, err := os.ReadFile("/proc/self/mountinfo")
+		ts.Check(err)
+		if strings.Contains(string(mounts), state) {
+			left = append(left, "a mount")
+		}
+		left = append(left, processesIn(state)...)
+		if (len(left) > 0) != neg {
+			ts.Fatalf("left: %v", left)
+		}
+	},
+}
+
+func need(ts *testscript.TestScript, args []string, n int, usage string) {
+	if len(args) < n {
+		ts.Fatalf("usage: %s", usage)
+	}
+}
+
+// command is a command of the script, with its environment and folder.
+func command(ts *testscript.TestScript, args []string) *exec.Cmd {
+	path, err := exec.LookPath(args[0])
+	if args[0] == "sbx-star" {
+		path, err = filepath.Join(filepath.Dir(strings.Split(ts.Getenv("PATH"), ":")[0]), "bin", "sbx-star"), nil
+	}
+	ts.Check(err)
+	cmd := exec.Command(path, args[1:]...)
+	cmd.Dir = ts.MkAbs(".")
+	for _, name := range []string{"PATH", "HOME", "XDG_STATE_HOME", "SBX_STAR_ENDPOINT", "SBX_STAR_API_KEY"} {
+		cmd.Env = append(cmd.Env, name+"="+ts.Getenv(name))
+	}
+	cmd.Stdout, cmd.Stderr = new(bytes.Buffer), new(bytes.Buffer)
+	return cmd
+}
+
+// wait waits for a command, hands its output to the script, and checks its status.
+func wait(ts *testscript.TestScript, cmd *exec.Cmd, status string) {
+	err := cmd.Wait()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		ts.Fatalf("%v", err)
+	}
+	fmt.Fprint(ts.Stdout(), cmd.Stdout)
+	fmt.Fprint(ts.Stderr(), cmd.Stderr)
+	if got := strconv.Itoa(cmd.ProcessState.ExitCode()); got != status {
+		ts.Fatalf("the exit status is %s, want %s\n%s%s", got, status, cmd.Stdout, cmd.Stderr)
+	}
+}
+
+// notice is a buffer that tells when something was written to it.
+type notice struct {
+	w    *bytes.Buffer
+	once sync.Once
+	seen chan struct{}
+}
+
+func (n *notice) Write(p []byte) (int, error) {
+	defer n.once.Do(func() { close(n.seen) })
+	return n.w.Write(p)
+}
+func (n *notice) String() string { return n.w.String() }
+
+func cutEveryByte(ts *testscript.TestScript, neg bool, args []string) {
+	need(ts, args, 2, "cut-every-byte WANT COMMAND…")
+	want := ts.ReadFile(args[0])
+	fake := fakeserver.Of(ts)
+	total := 0
+	for n := 1; ; n++ { // until a cut comes after the last byte: it is left over
+		ts.Check(fake.Fault([]string{"cut-ws", fmt.Sprintf("after=%dB", n)}))
+		total = n
+		if n >= maxCuts {
+			break
+		}
+	}
+	results := make(chan error, total)
+	slots := make(chan struct{}, 24) // they mostly wait to reconnect
+	for range total {
+		slots <- struct{}{}
+		cmd := command(ts, args[1:])
+		go func() {
+			defer func() { <-slots }()
+			err := cmd.Run()
+			if got := cmd.Stdout.(*bytes.Buffer).String(); err != nil || got != want {
+				err = fmt.Errorf("%v: got %q\n%s", err, got, cmd.Stderr)
+			}
+			results <- err
+		}()
+	}
+	var failed []error
+	for range total {
+		if err := <-results; err != nil {
+			failed = append(failed, err)
+		}
+	}
+	if pending := fake.Pending(); len(pending) != 0 {
+		ts.Fatalf("only some of %d cuts came about, %d are left: the streams are shorter", total, len(pending))
+	}
+	ts.Check(errors.Join(failed...))
+}
+
+// maxCuts is less than what the shortest of the cut streams sends.
+const maxCuts = 200
+
+// processesIn lists the daemons whose log lies below a folder.
+func processesIn(state string) (found []string) {
+	logs, _ := filepath.Glob("/proc/[0-9]*/fd/2")
+	for _, link := range logs {
+		if target, err := os.Readlink(link); err == nil && strings.HasPrefix(target, state+"/") {
+			found = append(found, "process "+strings.Split(link, "/")[2])
+		}
+	}
+	return found
+}

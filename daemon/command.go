@@ -1,0 +1,410 @@
+//go:build linux
+
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"os/user"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/creack/pty"
+	"golang.org/x/sys/unix"
+
+	"github.com/sbx-star/sbx-star/wire"
+)
+
+// This file defines a running command: how a request becomes a process, how its
+// output is read, and when it has ended.
+
+// The terminal of a command that gets one (§6.6).
+const (
+	terminalRows, terminalCols = 24, 80
+	terminalType               = "xterm-256color"
+)
+
+const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// commandRequest is what both ways of running a command have in common.
+type commandRequest struct {
+	command   wire.Command
+	shell     string
+	env       map[string]string
+	cwd       string
+	runConfig *wire.RunConfig
+	pty       bool
+	stdin     bool // an open pipe instead of /dev/null
+}
+
+// commandSpec is a request that was checked and completed.
+type commandSpec struct {
+	program string // as the request calls it, for errors
+	path    string // the file to execute
+	argv    []string
+	env     []string
+	dir     string
+	pty     bool
+	stdin   bool
+}
+
+// prepare checks a request and completes it from the configuration (§5, §16.3).
+func (c Config) prepare(req commandRequest) (commandSpec, error) {
+	spec := commandSpec{pty: req.pty, stdin: req.stdin}
+	if req.command.Argv != nil {
+		spec.argv = req.command.Argv
+	} else if req.command.Line != "" {
+		shell := req.shell
+		if shell == "" {
+			shell = wire.DefaultShell
+		}
+		spec.argv = []string{shell, "-c", req.command.Line}
+	}
+	if len(spec.argv) == 0 || spec.argv[0] == "" {
+		return spec, refuse(wire.ErrInvalidRequest, "the command is empty: give a string for the shell, or a list that starts with a program")
+	}
+	spec.program = spec.argv[0]
+
+	extra, dir := req.env, req.cwd
+	if rc := req.runConfig; rc != nil {
+		if req.env != nil || req.cwd != "" {
+			return spec, refuse(wire.ErrInvalidRequest, "run_config excludes env and cwd: give env_vars and work_dir inside it instead")
+		}
+		if rc.WorkDir != "" && !filepath.IsAbs(rc.WorkDir) {
+			return spec, refuse(wire.ErrInvalidRequest, "run_config.work_dir is %q: give an absolute path", rc.WorkDir)
+		}
+		if err := checkUser(rc.User); err != nil {
+			return spec, err
+		}
+		extra, dir = rc.EnvVars, rc.WorkDir
+	}
+
+	env := map[string]string{"PATH": defaultPath, "HOME": c.Home}
+	if req.pty {
+		env["TERM"] = terminalType
+	}
+	maps.Copy(env, c.Env)
+	maps.Copy(env, extra)
+	for name, value := range env {
+		if name == "" || strings.ContainsAny(name, "=\x00") || strings.Contains(value, "\x00") {
+			return spec, refuse(wire.ErrInvalidRequest, "the environment variable %q cannot be set: names hold no = and are not empty, and neither names nor values hold a zero byte", name)
+		}
+		spec.env = append(spec.env, name+"="+value)
+	}
+	slices.Sort(spec.env)
+
+	switch {
+	case dir == "":
+		spec.dir = c.WorkDir
+	case filepath.IsAbs(dir):
+		spec.dir = dir
+	default:
+		spec.dir = c.Home + "/" + dir
+	}
+	if strings.Contains(spec.dir, "\x00") || slices.ContainsFunc(spec.argv, func(arg string) bool { return strings.Contains(arg, "\x00") }) {
+		return spec, refuse(wire.ErrInvalidRequest, "the command or its directory holds a zero byte")
+	}
+	if info, err := os.Stat(spec.dir); err != nil {
+		return spec, refuse(wire.ErrCommand, "cannot start the command: working directory %s: %v", spec.dir, cause(err))
+	} else if !info.IsDir() {
+		return spec, refuse(wire.ErrCommand, "cannot start the command: working directory %s is not a directory", spec.dir)
+	}
+	path, err := findProgram(spec.program, env["PATH"], spec.dir)
+	if err != nil {
+		return spec, refuse(wire.ErrCommand, "cannot start the command: %s: %v", spec.program, cause(err))
+	}
+	spec.path = path
+	return spec, nil
+}
+
+// checkUser accepts the account that commands run as anyway.
+func checkUser(name string) error {
+	if name == "" {
+		return nil
+	}
+	account, group, grouped := strings.Cut(name, ":")
+	uid, gid := strconv.Itoa(os.Getuid()), strconv.Itoa(os.Getgid())
+	self, err := user.LookupId(uid)
+	sameUser := account == uid || err == nil && account == self.Username
+	sameGroup := !grouped || group == gid
+	if grouped && !sameGroup {
+		g, err := user.LookupGroupId(gid)
+		sameGroup = err == nil && group == g.Name
+	}
+	if !sameUser || !sameGroup {
+		return refuse(wire.ErrCommand, "run_config.user is %q, but commands of this sandbox can only run as user %s of group %s: leave user out", name, uid, gid)
+	}
+	return nil
+}
+
+// findProgram looks a program up as a shell would. A relative path counts from dir.
+func findProgram(name, path, dir string) (string, error) {
+	if strings.Contains(name, "/") {
+		file := name
+		if !filepath.IsAbs(file) {
+			file = dir + "/" + name
+		}
+		return name, executable(file)
+	}
+	for _, folder := range filepath.SplitList(path) {
+		if folder == "" {
+			folder = "."
+		}
+		file := folder + "/" + name
+		if !filepath.IsAbs(file) {
+			file = dir + "/" + file
+		}
+		if executable(file) == nil {
+			return file, nil
+		}
+	}
+	return "", fmt.Errorf("not found in PATH %s", path)
+}
+
+func executable(file string) error {
+	info, err := os.Stat(file)
+	if err != nil {
+		return err
+	}
+	if info.IsDir() {
+		return syscall.EISDIR
+	}
+	return unix.Faccessat(unix.AT_FDCWD, file, unix.X_OK, unix.AT_EACCESS)
+}
+
+// command is a started command.
+type command struct {
+	pid    int
+	input  *os.File      // the caller closes it; nil if stdin is /dev/null
+	exited chan struct{} // closed when the main process has ended
+	ended  chan struct{} // closed when its output has been handed over too
+	code   int           // valid once ended is closed
+
+	d        *daemon
+	draining sync.WaitGroup // pumps that have not handed over everything
+}
+
+// start executes spec. What it writes comes to stdout and stderr as valid
+// UTF-8, each called by one goroutine; when they do not return, the command is
+// held up. A terminal has stdout only.
+func (d *daemon) start(spec commandSpec, stdout, stderr func([]byte)) (*command, error) {
+	c := &command{exited: make(chan struct{}), ended: make(chan struct{}), d: d}
+	attr := &syscall.ProcAttr{Dir: spec.dir, Env: spec.env, Sys: &syscall.SysProcAttr{}}
+	var outputs []*os.File
+	var theirs []int // the command's ends
+	var err error
+	if spec.pty {
+		outputs, theirs, err = c.openTerminal()
+		attr.Sys.Setctty = true // Ctty 0: the child's stdin
+	} else {
+		outputs, theirs, err = c.openPipes(spec.stdin)
+	}
+	var ended <-chan syscall.WaitStatus
+	if err == nil {
+		for _, fd := range theirs {
+			attr.Files = append(attr.Files, uintptr(fd))
+		}
+		c.pid, ended, err = d.reaper.start(spec.path, spec.argv, attr)
+	}
+	slices.Sort(theirs)
+	for _, fd := range slices.Compact(theirs) {
+		unix.Close(fd)
+	}
+	if err != nil {
+		for _, f := range outputs {
+			f.Close()
+		}
+		if c.input != nil {
+			c.input.Close()
+		}
+		if errors.Is(err, syscall.ENOENT) {
+			err = errors.New("the interpreter that its first line names does not exist")
+		}
+		return nil, refuse(wire.ErrCommand, "cannot start the command: %s: %v", spec.program, cause(err))
+	}
+
+	for i, f := range outputs {
+		c.draining.Add(1)
+		sink := [...]func([]byte){stdout, stderr}[i]
+		d.work.Go(func() { c.pump(f, sink) })
+	}
+	d.work.Go(func() {
+		c.code = exitCode(<-ended)
+		close(c.exited)
+		for _, f := range outputs {
+			f.SetReadDeadline(time.Unix(1, 0)) // wakes its pump
+		}
+		c.draining.Wait()
+		close(c.ended)
+	})
+	return c, nil
+}
+
+// kill ends the whole process group, and reports whether the main process still ran.
+func (c *command) kill() bool { return c.d.reaper.kill(c.pid) }
+
+// exitCode is 128+n after a signal n (§6.6).
+func exitCode(status syscall.WaitStatus) int {
+	if status.Signaled() {
+		return 128 + int(status.Signal())
+	}
+	return status.ExitStatus()
+}
+
+// openPipes makes the three standard streams. Its results are ours to read and
+// the child's 0, 1 and 2.
+func (c *command) openPipes(stdin bool) (outputs []*os.File, theirs []int, err error) {
+	open := func(ours int) error { // ours: which end of the pipe is
+		var p [2]int
+		if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
+			return err
+		}
+		unix.SetNonblock(p[ours], true)
+		theirs = append(theirs, p[1-ours])
+		f := os.NewFile(uintptr(p[ours]), "pipe")
+		if ours == 1 {
+			c.input = f
+		} else {
+			outputs = append(outputs, f)
+		}
+		return nil
+	}
+	if stdin {
+		err = open(1)
+	} else {
+		var fd int
+		if fd, err = unix.Open(os.DevNull, unix.O_RDONLY|unix.O_CLOEXEC, 0); err == nil {
+			theirs = append(theirs, fd)
+		}
+	}
+	for range 2 {
+		if err == nil {
+			err = open(0)
+		}
+	}
+	return outputs, theirs, err
+}
+
+// openTerminal makes a terminal, which is all three streams.
+func (c *command) openTerminal() (outputs []*os.File, theirs []int, err error) {
+	master, slave, err := pty.Open()
+	if err != nil {
+		return nil, nil, fmt.Errorf("open a terminal: %w", err)
+	}
+	defer master.Close()
+	defer slave.Close()
+	if err := pty.Setsize(slave, &pty.Winsize{Rows: terminalRows, Cols: terminalCols}); err != nil {
+		return nil, nil, fmt.Errorf("set the size of the terminal: %w", err)
+	}
+	// Two descriptors of its own for each direction, which the poller watches;
+	// those of package pty are made blocking.
+	var ends [2]*os.File
+	for i := range ends {
+		fd, err := unix.FcntlInt(master.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			return outputs, nil, err
+		}
+		unix.SetNonblock(fd, true)
+		ends[i] = os.NewFile(uintptr(fd), "terminal")
+		if i == 0 {
+			outputs = ends[:1]
+		}
+	}
+	c.input = ends[1]
+	fd, err := unix.FcntlInt(slave.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return outputs, nil, err
+	}
+	return outputs, []int{fd, fd, fd}, nil
+}
+
+const (
+	pumpStart = 4 << 10
+	pumpMost  = 64 << 10
+	// drainMost is more than a pipe or a terminal holds: what comes after it was
+	// written after the main process had ended.
+	drainMost = 1 << 20
+)
+
+// pump hands over what the command writes to f, until every process has closed
+// it or the main process has ended and nothing of its own can be left. What
+// other processes write after that is thrown away, so that they do not fail.
+func (c *command) pump(f *os.File, sink func([]byte)) {
+	defer f.Close()
+	stop := context.AfterFunc(c.d.halt, func() { f.Close() })
+	defer stop()
+	var text sanitizer
+	buf := make([]byte, pumpStart)
+	for left := drainMost; left > 0; {
+		n, err := read(f, buf, c.exited)
+		if n > 0 {
+			sink(text.feed(buf[:n]))
+		}
+		if n == len(buf) && n < pumpMost {
+			buf = make([]byte, 4*n)
+		}
+		if isClosed(c.exited) {
+			left -= n
+		}
+		if err != nil {
+			break
+		}
+	}
+	sink(text.flush())
+	c.draining.Done()
+	buf = make([]byte, pumpStart)
+	for {
+		if _, err := read(f, buf, nil); err != nil {
+			return
+		}
+	}
+}
+
+// read reads from f. Once exited is closed it does not wait for anything to be
+// written; a nil channel never is.
+func read(f *os.File, buf []byte, exited <-chan struct{}) (n int, err error) {
+	conn, err := f.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var failed error
+	err = conn.Read(func(fd uintptr) bool {
+		for {
+			n, failed = unix.Read(int(fd), buf)
+			if failed != unix.EINTR {
+				return failed != unix.EAGAIN || isClosed(exited)
+			}
+		}
+	})
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		f.SetReadDeadline(time.Time{})
+		return 0, nil
+	case err != nil:
+		return 0, err
+	case failed != nil: // EIO: no process has the terminal open any more
+		return 0, failed
+	case n == 0:
+		return 0, errEOF
+	}
+	return n, nil
+}
+
+var errEOF = errors.New("end of file")
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}

@@ -1,0 +1,186 @@
+//go:build linux
+
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// This file defines the one place where processes are started and waited for.
+
+// reaper waits for every child of this process, those that it started and the
+// orphans that came to it. The lock is held from before a fork until its number
+// is known, and whenever a status is taken, so that no status is lost and no
+// signal reaches a number that was given away again.
+type reaper struct {
+	mu       sync.Mutex
+	children map[int]chan<- syscall.WaitStatus // of those that start started
+	ending   bool
+	spawned  chan struct{} // holds one token: there may be children again
+	reaped   chan struct{} // holds one token: some have been waited for
+	quit     chan struct{}
+}
+
+func newReaper() *reaper {
+	return &reaper{
+		children: make(map[int]chan<- syscall.WaitStatus),
+		spawned:  make(chan struct{}, 1),
+		reaped:   make(chan struct{}, 1),
+		quit:     make(chan struct{}),
+	}
+}
+
+// run waits until end has found no child left. It holds a thread all the while.
+func (r *reaper) run() {
+	for {
+		// This only learns that some child has ended: taking its status here
+		// would take it from a start that is under way.
+		err := unix.Waitid(unix.P_ALL, 0, nil, unix.WEXITED|unix.WNOWAIT, nil)
+		if errors.Is(err, unix.ECHILD) {
+			// Orphans come only from children, so none can come now.
+			select {
+			case <-r.spawned:
+				continue
+			case <-r.quit:
+				return
+			}
+		}
+		r.collect()
+		notify(r.reaped)
+	}
+}
+
+func (r *reaper) collect() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for {
+		var status syscall.WaitStatus
+		pid, err := syscall.Wait4(-1, &status, syscall.WNOHANG, nil)
+		if err == syscall.EINTR {
+			continue
+		}
+		if err != nil || pid <= 0 {
+			return
+		}
+		if c, ok := r.children[pid]; ok {
+			delete(r.children, pid)
+			c <- status
+		}
+	}
+}
+
+// start executes path as the leader of a session, and so of a process group, of
+// its own. The channel gets its status once.
+func (r *reaper) start(path string, argv []string, attr *syscall.ProcAttr) (pid int, ended <-chan syscall.WaitStatus, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.ending {
+		return 0, nil, errEnding
+	}
+	attr.Sys.Setsid = true
+	attr.Sys.Pdeathsig = syscall.SIGKILL // a daemon that was itself killed leaves less behind
+	pid, err = syscall.ForkExec(path, argv, attr)
+	if err != nil {
+		return 0, nil, err
+	}
+	c := make(chan syscall.WaitStatus, 1)
+	r.children[pid] = c
+	notify(r.spawned)
+	return pid, c, nil
+}
+
+// kill sends SIGKILL to the process group that start made, and reports whether
+// its leader still ran.
+func (r *reaper) kill(pid int) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if _, ok := r.children[pid]; !ok {
+		return false
+	}
+	syscall.Kill(-pid, syscall.SIGKILL)
+	return true
+}
+
+var errEnding = errors.New("the sandbox is being stopped")
+
+// end starts nothing more, kills every descendant, waits until none is left,
+// and ends run.
+func (r *reaper) end(ctx context.Context) error {
+	r.mu.Lock()
+	r.ending = true
+	r.mu.Unlock()
+	defer close(r.quit)
+	// Killing the children is enough: theirs become ours, and their turn comes.
+	for r.killChildren() {
+		select {
+		case <-r.reaped:
+		case <-time.After(20 * time.Millisecond): // a child forked while it was looked for
+		case <-ctx.Done():
+			return errors.New("some processes do not end")
+		}
+	}
+	return nil
+}
+
+// killChildren reports whether there were any.
+func (r *reaper) killChildren() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	err := unix.Waitid(unix.P_ALL, 0, nil, unix.WEXITED|unix.WNOWAIT|unix.WNOHANG, nil)
+	if errors.Is(err, unix.ECHILD) {
+		return false
+	}
+	self := os.Getpid()
+	if self == 1 {
+		syscall.Kill(-1, syscall.SIGKILL)
+		return true
+	}
+	for _, pid := range childrenOf(self) {
+		syscall.Kill(pid, syscall.SIGKILL)
+	}
+	return true
+}
+
+func childrenOf(parent int) []int {
+	var children []int
+	proc, err := os.Open("/proc")
+	if err != nil {
+		return nil
+	}
+	defer proc.Close()
+	names, _ := proc.Readdirnames(-1)
+	for _, name := range names {
+		pid, err := strconv.Atoi(name)
+		if err != nil {
+			continue
+		}
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil {
+			continue
+		}
+		// Behind the name, which may hold anything: state and parent.
+		fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
+		if len(fields) > 1 && fields[1] == strconv.Itoa(parent) {
+			children = append(children, pid)
+		}
+	}
+	return children
+}
+
+// notify puts a token into a channel that holds one.
+func notify(c chan<- struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}

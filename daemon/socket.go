@@ -1,0 +1,245 @@
+//go:build linux
+
+package daemon
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"time"
+
+	"github.com/gorilla/websocket"
+
+	"github.com/sbx-star/sbx-star/wire"
+)
+
+// This file defines GET /execute/ws: one client attached to one command (§6).
+
+// socket is a WebSocket whose command is known or still to be named. The
+// handler's goroutine writes all messages; a second one reads.
+type socket struct {
+	d      *daemon
+	conn   *websocket.Conn
+	reader *reader
+}
+
+func (d *daemon) executeWS(w http.ResponseWriter, r *http.Request) {
+	if !websocket.IsWebSocketUpgrade(r) {
+		w.Header().Set("Upgrade", "websocket")
+		w.Header().Set("Connection", "Upgrade")
+		answer(w, &failure{http.StatusUpgradeRequired, wire.Problem{Type: wire.ErrInvalidRequest, Message: "/execute/ws is a WebSocket: ask for an upgrade"}})
+		return
+	}
+	d.work.Add(1) // the HTTP server does not wait for connections that were taken over
+	defer d.work.Done()
+	upgrader := websocket.Upgrader{
+		HandshakeTimeout: d.lim.stall,
+		CheckOrigin:      func(*http.Request) bool { return true }, // only the server reaches this socket, and it has looked
+		Error: func(w http.ResponseWriter, _ *http.Request, status int, reason error) {
+			answer(w, &failure{status, wire.Problem{Type: wire.ErrInvalidRequest, Message: reason.Error()}})
+		},
+	}
+	conn, err := upgrader.Upgrade(w, r, nil)
+	if err != nil {
+		return // it has been answered
+	}
+	defer conn.Close()
+	s := &socket{d: d, conn: conn}
+	s.serve()
+}
+
+func (s *socket) serve() {
+	closeStdin, err := s.begin()
+	if err != nil {
+		return
+	}
+	defer s.reader.detach()
+	if in := s.reader.s.input; closeStdin && in != nil {
+		in.close()
+	}
+	ctx, gone := context.WithCancel(s.d.ctx)
+	defer gone()
+	received := make(chan struct{})
+	go func() {
+		defer close(received)
+		defer s.conn.Close() // ends a write under way
+		defer gone()
+		s.receive(ctx)
+	}()
+	s.send(ctx)
+	s.reader.detach()
+	gone()
+	select { // the client answers the closing of the socket
+	case <-received:
+	case <-time.After(s.d.lim.linger):
+	case <-s.d.halt.Done():
+	}
+	s.conn.Close()
+	<-received
+}
+
+// begin reads up to the message that names the command and attaches to it. An
+// end of file on stdin may come before (§16.2). A first message that is refused
+// is answered with an error message (§6.2).
+func (s *socket) begin() (closeStdin bool, err error) {
+	stop := context.AfterFunc(s.d.ctx, func() {
+		s.close(websocket.CloseGoingAway, errEnding.Error())
+		s.conn.Close()
+	})
+	defer stop()
+	s.conn.SetReadLimit(s.d.lim.body)
+	s.conn.SetReadDeadline(time.Now().Add(s.d.lim.first))
+	for s.reader == nil && err == nil {
+		_, data, lost := s.conn.ReadMessage()
+		if lost != nil {
+			s.close(websocket.ClosePolicyViolation, "no execute or reconnect message came")
+			return false, lost
+		}
+		var message wire.Message
+		message, err = decodeFirst(data)
+		if err != nil {
+			break
+		}
+		switch m := message.(type) {
+		case *wire.CloseStdin:
+			closeStdin = true
+		case *wire.Execute:
+			s.reader, err = s.d.open(m)
+		case *wire.Reconnect:
+			s.reader, err = s.d.reopen(m)
+		}
+	}
+	if err != nil {
+		f := asFailure(err)
+		s.write(&wire.ExecError{Error: f.Message, ErrorType: f.Type})
+		s.close(websocket.CloseNormalClosure, "")
+		s.conn.SetReadDeadline(time.Now().Add(s.d.lim.linger))
+		for lost := error(nil); lost == nil; {
+			_, _, lost = s.conn.NextReader()
+		}
+	}
+	return closeStdin, err
+}
+
+// decodeFirst reads a message that may come while no command is attached:
+// *wire.CloseStdin, *wire.Execute or *wire.Reconnect.
+func decodeFirst(data []byte) (wire.Message, error) {
+	message, err := wire.DecodeMessage(data)
+	if err != nil {
+		return nil, refuse(wire.ErrInvalidRequest, "the first message is refused: %s", explainJSON(err))
+	}
+	switch message.(type) {
+	case *wire.CloseStdin, *wire.Execute, *wire.Reconnect:
+		return message, nil
+	}
+	return nil, refuse(wire.ErrInvalidRequest, "the first message must be execute or reconnect")
+}
+
+// receive takes the client's messages until the socket is closed or lost, which
+// it is without a sign of life.
+func (s *socket) receive(ctx context.Context) {
+	alive := func() { s.conn.SetReadDeadline(time.Now().Add(s.d.lim.pong)) }
+	s.conn.SetReadLimit(s.d.lim.message)
+	s.conn.SetPongHandler(func(string) error { alive(); return nil })
+	answerPing := s.conn.PingHandler()
+	s.conn.SetPingHandler(func(data string) error { alive(); return answerPing(data) })
+	session := s.reader.s
+	for {
+		alive()
+		_, data, err := s.conn.ReadMessage()
+		if err != nil {
+			return
+		}
+		message, err := wire.DecodeMessage(data)
+		if err != nil {
+			s.close(websocket.CloseInvalidFramePayloadData, explainJSON(err))
+			return
+		}
+		switch m := message.(type) {
+		case *wire.Kill:
+			session.cmd.kill()
+		case *wire.Input:
+			if session.input != nil {
+				session.input.write(ctx, m.Data)
+			}
+		case *wire.CloseStdin:
+			if session.input != nil {
+				session.input.close()
+			}
+		}
+	}
+}
+
+// send passes on what the command writes, from the first message to the last,
+// until ctx ends.
+func (s *socket) send(ctx context.Context) {
+	session := s.reader.s
+	if s.write(&wire.Started{CommandID: session.id, PID: session.cmd.pid}) != nil {
+		return
+	}
+	pings := time.NewTicker(s.d.lim.ping)
+	defer pings.Stop()
+	for {
+		message := s.reader.take()
+		// Looked at after take: what the daemon's end did to the command is not
+		// passed on as the command's own end.
+		if ctx.Err() != nil {
+			if s.d.ctx.Err() != nil {
+				s.close(websocket.CloseGoingAway, errEnding.Error())
+			}
+			return
+		}
+		if message != nil {
+			if s.write(message) != nil {
+				return
+			}
+			if _, output := message.(*wire.Output); !output {
+				s.close(websocket.CloseNormalClosure, "")
+				return
+			}
+			notify(s.reader.wake) // there may be more
+		}
+		select {
+		case <-ctx.Done():
+		case <-s.reader.wake:
+		case <-pings.C:
+			if s.conn.WriteControl(websocket.PingMessage, nil, time.Now().Add(s.d.lim.stall)) != nil {
+				return
+			}
+		}
+	}
+}
+
+var errStalled = errors.New("the client does not read")
+
+// write sends one message. A client that does not take it in time is no longer
+// waited for: the command goes on, and the socket, should it ever be able to
+// take another message, is closed with 1011.
+func (s *socket) write(message wire.Message) error {
+	data, err := wire.EncodeMessage(message)
+	if err != nil {
+		return err
+	}
+	stalled := time.AfterFunc(s.d.lim.stall, func() {
+		if s.reader != nil {
+			s.reader.detach()
+		}
+	})
+	defer stalled.Stop()
+	s.conn.SetWriteDeadline(time.Now().Add(2 * s.d.lim.stall))
+	if err := s.conn.WriteMessage(websocket.TextMessage, data); err != nil {
+		return err
+	}
+	if !stalled.Stop() {
+		s.close(websocket.CloseInternalServerErr, errStalled.Error())
+		return errStalled
+	}
+	return nil
+}
+
+// close sends a closing frame, if the socket can still take one.
+func (s *socket) close(code int, reason string) {
+	const longest = 123 // §5.5 of RFC 6455: 125 with the code
+	s.conn.WriteControl(websocket.CloseMessage,
+		websocket.FormatCloseMessage(code, string(cutText([]byte(reason), longest))), time.Now().Add(time.Second))
+}

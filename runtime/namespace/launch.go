@@ -1,0 +1,354 @@
+//go:build linux
+
+package namespace
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	goruntime "runtime"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sbx-star/sbx-star/daemon"
+	"github.com/sbx-star/sbx-star/runtime"
+)
+
+// This file defines the maker's side of a sandbox's start. What the two sides
+// say to each other:
+//
+//	maker: the order, before the start, as a file
+//	maker: one byte for each layer, with an idmapped mount of it if it can have one
+//	first process: one outcome, of the set-up if it failed, or else of the start
+//	       of the daemon
+
+// childName is argv[0] of a sandbox's first process.
+const childName = "sbx-star-init"
+
+// Descriptors of the first process besides the standard ones.
+const (
+	listenerFD = 3 + iota // the daemon's socket
+	controlFD             // a connection to the maker
+	orderFD               // the order, from offset 0
+	firstFreeFD
+)
+
+// Names in Spec.Dir.
+const (
+	boxName = "box"        // the sandbox's files: its root, the upper and the work folders
+	logName = "daemon.log" // what the daemon's process writes if it dies of a bug
+)
+
+// order is what the first process is to make.
+type order struct {
+	Hostname string
+	Plan     plan
+	Daemon   daemon.Config
+}
+
+// outcome is what became of an order.
+type outcome struct {
+	Step  string        // what failed; "" if all went well
+	Text  string        // how
+	Errno syscall.Errno // why; 0 if it was not the kernel that refused
+}
+
+// idMaps is how the ids of a sandbox stand outside.
+type idMaps struct {
+	uid, gid syscall.SysProcIDMap
+	many     bool // 65536 ids, by the right of root
+	groups   bool // the maker may and must drop its own groups
+}
+
+// firstID and idCount are the ids outside of the sandboxes that root makes.
+// They are nobody's: the range begins where systemd's table of ids stops giving
+// any to containers. All sandboxes have the same, because each is alone in its
+// namespaces anyway, and so a layer of one is good for another.
+const (
+	firstID = 0x70000000
+	idCount = 1 << 16
+)
+
+// nobodyID owns nothing in any system folder, inside and outside.
+const nobodyID = idCount - 1
+
+func hostIDs() idMaps {
+	uidMap, _ := os.ReadFile("/proc/self/uid_map")
+	gidMap, _ := os.ReadFile("/proc/self/gid_map")
+	return chooseIDs(os.Geteuid(), os.Getegid(), string(uidMap), string(gidMap))
+}
+
+// chooseIDs decides by the maker's own ids and by which ids exist where it runs.
+func chooseIDs(uid, gid int, uidMap, gidMap string) idMaps {
+	one := func(uid, gid int) (m idMaps) {
+		m.uid = syscall.SysProcIDMap{HostID: uid, Size: 1}
+		m.gid = syscall.SysProcIDMap{HostID: gid, Size: 1}
+		return m
+	}
+	exist := func(first, count int) bool { return mapped(uidMap, first, count) && mapped(gidMap, first, count) }
+	switch {
+	case uid != 0:
+		return one(uid, gid)
+	case exist(firstID, idCount):
+		m := one(firstID, firstID)
+		m.uid.Size, m.gid.Size = idCount, idCount
+		m.many, m.groups = true, true
+		return m
+	case exist(nobodyID, 1): // root of a container: the sandbox is not to be it
+		m := one(nobodyID, nobodyID)
+		m.groups = true
+		return m
+	}
+	return one(uid, gid)
+}
+
+// mapped reports whether a file in the format of /proc/self/uid_map has ids.
+func mapped(idMap string, first, count int) bool {
+	for line := range strings.Lines(idMap) {
+		var start, outside, size int
+		if n, _ := fmt.Sscan(line, &start, &outside, &size); n == 3 && first >= start && first+count <= start+size {
+			return true
+		}
+	}
+	return false
+}
+
+// overlayTakesIdmapped reports whether the kernel is one whose overlays take
+// idmapped mounts as lower sides, which the mounts themselves do not tell.
+func overlayTakesIdmapped() bool {
+	var name unix.Utsname
+	var major, minor int
+	if unix.Uname(&name) != nil {
+		return false
+	}
+	n, _ := fmt.Sscanf(unix.ByteSliceToString(name.Release[:]), "%d.%d", &major, &minor)
+	return n == 2 && (major > 5 || major == 5 && minor >= 19)
+}
+
+// launch starts the sandbox and returns once its daemon is there. plain reports
+// that the system folders are not idmapped though that was wanted. After an error
+// the caller removes what there is.
+func (in *instance) launch(ctx context.Context, m idMaps, idmap bool, o order) (plain bool, err error) {
+	box := filepath.Join(in.dir, boxName)
+	if err := os.Mkdir(box, 0o755); err != nil {
+		return false, err
+	}
+	if os.Geteuid() == 0 {
+		if err := os.Chown(box, m.uid.HostID, m.gid.HostID); err != nil {
+			return false, err
+		}
+	}
+	control, err := in.startFirst(m, o)
+	if err != nil {
+		return false, err
+	}
+	defer control.Close()
+	stop := context.AfterFunc(ctx, func() { control.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+
+	plain, sendErr := sendLayers(control, in.proc.PID, o.Plan.Layers, m.many && idmap)
+	if sendErr != nil {
+		control.CloseWrite() // the first process may have said why; if not, this ends it
+	}
+	var out outcome
+	err = json.NewDecoder(control).Decode(&out)
+	switch {
+	case ctx.Err() != nil:
+		return false, context.Cause(ctx)
+	case err != nil:
+		return false, in.ended(errors.Join(err, sendErr))
+	case out.Step != "":
+		return false, explain(out, thisMachine())
+	}
+	return plain && m.many, sendErr
+}
+
+// startFirst starts the first process, which waits for the layers and ends if
+// this process does so before, and records it.
+func (in *instance) startFirst(m idMaps, o order) (control *net.UnixConn, err error) {
+	var files []*os.File
+	defer func() {
+		for _, f := range files {
+			f.Close()
+		}
+	}()
+	open := func(f *os.File, openErr error) {
+		if openErr == nil {
+			files = append(files, f)
+		} else if err == nil {
+			err = openErr
+		}
+	}
+	open(os.OpenFile(os.DevNull, os.O_RDWR, 0))
+	open(os.OpenFile(filepath.Join(in.dir, logName), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600))
+	open(listen(in.dir))
+	ours, theirs, pairErr := socketPair()
+	open(theirs, pairErr)
+	open(orderFile(o))
+	if err != nil {
+		if ours != nil {
+			ours.Close()
+		}
+		return nil, err
+	}
+	pid, err := startProcess(filepath.Join(in.dir, boxName), &os.ProcAttr{
+		Env:   []string{},
+		Files: append([]*os.File{files[0]}, files...), // nothing to read, nowhere to print
+		Sys: &syscall.SysProcAttr{
+			Cloneflags: unix.CLONE_NEWUSER | unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET |
+				unix.CLONE_NEWUTS | unix.CLONE_NEWIPC | unix.CLONE_NEWCGROUP,
+			UidMappings:                []syscall.SysProcIDMap{m.uid},
+			GidMappings:                []syscall.SysProcIDMap{m.gid},
+			GidMappingsEnableSetgroups: m.groups,
+			Credential:                 &syscall.Credential{NoSetGroups: !m.groups}, // root inside, in no other group
+			Setsid:                     true,
+		},
+	})
+	if err != nil {
+		ours.Close()
+		return nil, explain(outcome{Step: stepClone, Text: err.Error(), Errno: errnoOf(err)}, thisMachine())
+	}
+	if in.proc, err = runtime.ProcOf(pid); err != nil {
+		ours.Close()
+		unix.Kill(pid, unix.SIGKILL) // not waited for yet, the number is still its own
+		unix.Wait4(pid, nil, 0, nil)
+		return nil, in.ended(err)
+	}
+	if err := runtime.WriteProc(in.dir, in.proc); err != nil {
+		ours.Close()
+		return nil, err
+	}
+	return ours, nil
+}
+
+// ended says that the first process ended early, with its last words.
+func (in *instance) ended(err error) error {
+	said, _ := os.ReadFile(filepath.Join(in.dir, logName))
+	return fmt.Errorf("the sandbox's first process ended before it was ready: %w: %.2000s", err, bytes.TrimSpace(said))
+}
+
+// startProcess starts this program as a first process in the folder dir. Two
+// things are the starting thread's, which for that reason does nothing else:
+//
+// A session keyring of its own, because keys of the user's session would be at
+// hand inside otherwise. It is made on this side because it counts against its
+// maker's quota, and an ordinary user, as which the sandbox counts, has 200.
+//
+// The working directory: the new mount namespace takes it over with the process,
+// also where the sandbox's root could not reach it by a path.
+func startProcess(dir string, attr *os.ProcAttr) (pid int, err error) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		goruntime.LockOSThread() // for good: the thread ends with the goroutine
+		_, err = unix.KeyctlInt(unix.KEYCTL_JOIN_SESSION_KEYRING, 0, 0, 0, 0)
+		if err != nil && !errors.Is(err, unix.ENOSYS) && !errors.Is(err, unix.EPERM) { // no keys, or none for this process
+			err = fmt.Errorf("make a session keyring: %w", err)
+			return
+		}
+		if err = unix.Unshare(unix.CLONE_FS); err != nil {
+			return
+		}
+		if err = unix.Chdir(dir); err != nil {
+			return
+		}
+		var process *os.Process
+		if process, err = os.StartProcess("/proc/self/exe", []string{childName, setUpStage}, attr); err == nil {
+			pid = process.Pid
+			process.Release()
+		}
+	}()
+	<-done
+	return pid, err
+}
+
+func listen(dir string) (*os.File, error) {
+	ln, err := runtime.ListenUnix(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer ln.Close()
+	return ln.File()
+}
+
+// socketPair returns the two ends of a connection.
+func socketPair() (*net.UnixConn, *os.File, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, os.NewSyscallError("socketpair", err)
+	}
+	theirs := os.NewFile(uintptr(fds[1]), "control")
+	ours := os.NewFile(uintptr(fds[0]), "control")
+	defer ours.Close()
+	conn, err := net.FileConn(ours)
+	if err != nil {
+		theirs.Close()
+		return nil, nil, err
+	}
+	return conn.(*net.UnixConn), theirs, nil
+}
+
+// orderFile returns a file in memory that holds o.
+func orderFile(o order) (*os.File, error) {
+	fd, err := unix.MemfdCreate("order", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("memfd_create", err)
+	}
+	f := os.NewFile(uintptr(fd), "order")
+	if err := json.NewEncoder(f).Encode(o); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// sendLayers lets the first process go on. An idmapped layer is a mount that
+// hangs nowhere yet, in which the sandbox's ids stand for the host's; only the
+// host's root can make one. Where the kernel or a file system refuses, or idmap is
+// false, the first process makes a plain one, and plain is true.
+func sendLayers(control *net.UnixConn, pid int, layers []string, idmap bool) (plain bool, err error) {
+	userns := -1
+	if idmap {
+		if userns, err = unix.Open(fmt.Sprintf("/proc/%d/ns/user", pid), unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
+			return false, os.NewSyscallError("open a user namespace", err)
+		}
+		defer unix.Close(userns)
+	}
+	for _, name := range layers {
+		layer := -1
+		if idmap {
+			layer, _ = cloneMount("/"+name, layerFlags, userns)
+		}
+		if layer < 0 {
+			plain = true
+		}
+		if err := send(control, layer); err != nil {
+			return false, err
+		}
+	}
+	return plain, nil
+}
+
+// send sends one byte, with the descriptor fd, which it closes, or none.
+func send(control *net.UnixConn, fd int) error {
+	var rights []byte
+	if fd >= 0 {
+		rights = unix.UnixRights(fd)
+		defer unix.Close(fd)
+	}
+	_, _, err := control.WriteMsgUnix([]byte{0}, rights, nil)
+	return err
+}
+
+func errnoOf(err error) (errno syscall.Errno) {
+	errors.As(err, &errno)
+	return errno
+}

@@ -1,0 +1,562 @@
+//go:build linux
+
+package namespace
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"net/url"
+	"os"
+	"slices"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// This file defines how a first process sets its sandbox up. All of it happens
+// in its own namespaces, so nothing of it has to be undone if it fails: it ends
+// with the process.
+
+// Steps of the set-up, as far as a failure of one says something about the
+// machine.
+const (
+	stepClone   = "start a process in new namespaces"
+	stepSources = "take the host's system folders"
+	stepBox     = "make the sandbox's own folders"
+	stepLayers  = "lay copy-on-write layers over the host's system folders"
+	stepProc    = "mount /proc"
+	stepExec    = "start the daemon"
+)
+
+// stepError says at which step the set-up failed.
+type stepError struct {
+	step string
+	err  error
+}
+
+func (e *stepError) Error() string { return e.step + ": " + e.err.Error() }
+func (e *stepError) Unwrap() error { return e.err }
+
+func outcomeOf(err error) outcome {
+	var failed *stepError
+	if !errors.As(err, &failed) {
+		failed = &stepError{"set the sandbox up", err}
+	}
+	return outcome{Step: failed.step, Text: failed.err.Error(), Errno: errnoOf(err)}
+}
+
+// Flags of the mounts that the sandbox consists of.
+const (
+	boxFlags   = unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV
+	layerFlags = boxFlags | unix.MOUNT_ATTR_RDONLY
+)
+
+// setUp makes the sandbox.
+func setUp(o order) error {
+	s := &setup{order: o, devices: map[string]int{}}
+	for _, step := range []struct {
+		name string
+		do   func() error
+	}{
+		{"cut the mounts off from the host's", s.makePrivate},
+		{stepSources, s.takeSources},
+		{"make a place to work in", s.makeStage},
+		{stepBox, s.makeBox},
+		{stepLayers, s.mountLayers},
+		{"mount the folders in memory", s.mountMemory},
+		{"make /dev", s.makeDev},
+		{stepProc, s.mountProc},
+		{"cover parts of /proc", s.coverProc},
+		{"change the root", s.pivot},
+		{"name the host", s.setNames},
+		{"start the loopback interface", loopbackUp},
+		{"give up rights", restrict},
+	} {
+		if err := step.do(); err != nil {
+			return &stepError{step.name, err}
+		}
+	}
+	return nil
+}
+
+// setup is the state of the set-up. After makeStage the working directory is a
+// folder in memory, in which everything is put together:
+//
+//	box/   the mount of <Spec.Dir>/box, whose parts are
+//	         root    the sandbox's root
+//	         up      the upper sides of the layers
+//	         work    the work folders of the overlay file system
+//	root/  a mount of box/root, which becomes the root
+//	low/   the lower sides of the layers
+//	mask/  idmapped lower sides, as nobody sees them
+//	none/  an empty folder
+type setup struct {
+	order
+	box     int            // mount of the sandbox's folder
+	layers  []source       // in the order of Plan.Layers
+	files   []int          // in the order of Plan.Files
+	devices map[string]int // by name in /dev
+}
+
+// source is a mount that hangs nowhere yet.
+type source struct {
+	fd       int
+	idmapped bool
+}
+
+func (s *setup) makePrivate() error {
+	unix.Umask(0)
+	return os.NewSyscallError("mount", unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
+}
+
+// devices are the nodes of /dev. They are bound one by one: through a bound tree
+// a recursive delete would reach the host's.
+var devices = []string{"null", "zero", "full", "random", "urandom", "tty"}
+
+// takeSources takes hold of all that comes from the host, while all of it can be
+// reached. The sandbox's folder is the working directory.
+func (s *setup) takeSources() (err error) {
+	if s.box, err = cloneMount(".", boxFlags, -1); err != nil {
+		return err
+	}
+	for _, name := range s.Plan.Layers {
+		fd, err := receive()
+		if err != nil {
+			return err
+		}
+		layer := source{fd, fd >= 0}
+		if fd < 0 {
+			if layer.fd, err = cloneMount("/"+name, layerFlags, -1); err != nil {
+				return err
+			}
+		}
+		s.layers = append(s.layers, layer)
+	}
+	for _, name := range s.Plan.Files {
+		fd, err := cloneMount("/"+name, layerFlags, -1)
+		if err != nil {
+			return err
+		}
+		s.files = append(s.files, fd)
+	}
+	for _, name := range devices {
+		fd, err := cloneMount("/dev/"+name, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NOEXEC, -1)
+		if errors.Is(err, unix.ENOENT) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		s.devices[name] = fd
+	}
+	return nil
+}
+
+// makeStage puts the place to work in over a folder that is sure to exist and no
+// longer needed: the first layer's.
+func (s *setup) makeStage() error {
+	stage := "/" + s.Plan.Layers[0]
+	if err := mountMemory(stage, "mode=755,size=1m", 0); err != nil {
+		return err
+	}
+	if err := os.Chdir(stage); err != nil {
+		return err
+	}
+	return makeDirs("box", "root", "low", "mask", "none")
+}
+
+// makeBox makes what a sandbox has of its own; what there is already stays.
+func (s *setup) makeBox() error {
+	if err := attach(s.box, "box"); err != nil {
+		return err
+	}
+	if err := makeDirs("box/root", "box/up", "box/work"); err != nil {
+		return err
+	}
+	root, err := cloneMount("box/root", 0, -1)
+	if err != nil {
+		return err
+	}
+	if err := attach(root, "root"); err != nil {
+		return err
+	}
+	for _, dirs := range [][]string{
+		{"proc", "dev", "tmp", "run", "home", "home/user", "media", "mnt", "srv", "var", "var/cache", "var/lib", "var/log"},
+		s.Plan.Dirs, s.Plan.Layers,
+	} {
+		for _, name := range dirs {
+			if err := makeDirs("root/" + name); err != nil {
+				return err
+			}
+		}
+	}
+	for name, mode := range map[string]uint32{"root": 0o700, "var/tmp": 0o1777} {
+		if err := ignoreExist(unix.Mkdir("root/"+name, mode)); err != nil {
+			return fmt.Errorf("make /%s: %w", name, err)
+		}
+	}
+	for _, l := range append(s.Plan.Links, link{"var/run", "/run"}, link{"var/lock", "/run/lock"}) {
+		if err := ignoreExist(unix.Symlink(l.Target, "root/"+l.Path)); err != nil {
+			return fmt.Errorf("link /%s: %w", l.Path, err)
+		}
+	}
+	for i, name := range s.Plan.Files {
+		if err := bindFile(s.files[i], "root/"+name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mountLayers lays an overlay over each system folder. Its upper side is in the
+// sandbox's folder under the whole path in one name.
+func (s *setup) mountLayers() error {
+	for i, name := range s.Plan.Layers {
+		flat := url.QueryEscape(name)
+		up := "box/up/" + flat
+		if err := makeDirs(up, "box/work/"+flat); err != nil {
+			return err
+		}
+		if name == "etc" {
+			if err := s.writeOwnFiles(up); err != nil {
+				return err
+			}
+			if err := hideAccounts(up); err != nil {
+				return err
+			}
+		}
+		if err := s.mountLayer(i, fmt.Sprintf("upperdir=%s,workdir=box/work/%s", up, flat)); err != nil {
+			return fmt.Errorf("/%s: %w", name, err)
+		}
+	}
+	if slices.Contains(s.Plan.Dirs, "etc") {
+		return s.writeOwnFiles("root/etc")
+	}
+	return nil
+}
+
+// mountLayer mounts the i-th layer. Overlays are mounted volatile: a sandbox
+// does not outlive the machine's processes, and without it the end of each one
+// would sync the whole file system.
+func (s *setup) mountLayer(i int, upper string) error {
+	target, layer := "root/"+s.Plan.Layers[i], s.layers[i]
+	low, mask := "low/"+strconv.Itoa(i), "mask/"+strconv.Itoa(i)
+	if err := makeDirs(low, mask); err != nil {
+		return err
+	}
+	if err := attach(layer.fd, low); err != nil {
+		return err
+	}
+	if layer.idmapped {
+		if err := mountMask(low, mask); err != nil {
+			return err
+		}
+		low = mask
+	}
+	return mountOverlay(target, "lowerdir="+low+","+upper+",volatile", 0)
+}
+
+// mountMask shows at mask what nobody may see of the idmapped folder low. To the
+// sandbox's root the files in low belong as they do to the host's root, who can
+// read them all; but an overlay asks for whatever is below it with the rights of
+// its maker. So this one is made as an id that owns nothing and has no right to
+// override permissions (the kernel takes those away with the id): whatever the
+// host does not show to everybody cannot be read through it, by whomever and
+// whenever it is written.
+func mountMask(low, mask string) error {
+	setFSID := func(id int) error {
+		unix.Setfsgid(id)
+		unix.Setfsuid(id)
+		// These never fail; what they did is only seen by asking again.
+		if is, _ := unix.SetfsuidRetUid(-1); is != id {
+			return fmt.Errorf("the id for files is %d, not %d", is, id)
+		}
+		return nil
+	}
+	err := setFSID(nobodyID)
+	if err == nil {
+		err = mountOverlay(mask, "lowerdir="+low+":none", unix.MS_RDONLY)
+	}
+	return errors.Join(err, setFSID(0))
+}
+
+// hideAccounts makes the files of the accounts' passwords not be there at all in
+// the upper side of /etc: unreadable ones would stop the tools that add a user.
+func hideAccounts(dir string) error {
+	for _, name := range []string{"shadow", "shadow-", "gshadow", "gshadow-", ".pwd.lock"} {
+		if err := ignoreExist(unix.Mknod(dir+"/"+name, unix.S_IFCHR, 0)); err != nil { // a device 0:0 hides
+			return fmt.Errorf("hide /etc/%s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// writeOwnFiles writes ownFiles into dir unless they are there, never following
+// what may lie there.
+func (s *setup) writeOwnFiles(dir string) error {
+	hosts := "127.0.0.1 localhost " + s.Hostname + "\n::1 localhost ip6-localhost ip6-loopback\n"
+	for name, text := range map[string]string{
+		"hostname":    s.Hostname + "\n",
+		"hosts":       hosts,
+		"resolv.conf": "# There is no network but 127.0.0.1.\n",
+	} {
+		f, err := os.OpenFile(dir+"/"+name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+		if errors.Is(err, os.ErrExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		_, err = f.WriteString(text)
+		if err := errors.Join(err, f.Close()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *setup) mountMemory() error {
+	for _, m := range []struct{ path, options string }{
+		{"root/tmp", "mode=1777,size=1g,nr_inodes=256k"},
+		{"root/run", "mode=755,size=64m,nr_inodes=16k"},
+	} {
+		if err := mountMemory(m.path, m.options, 0); err != nil {
+			return err
+		}
+	}
+	return makeDirs("root/run/lock")
+}
+
+func (s *setup) makeDev() error {
+	if err := mountMemory("root/dev", "mode=755,size=64k,nr_inodes=64", unix.MS_NOEXEC); err != nil {
+		return err
+	}
+	for name, fd := range s.devices {
+		if err := bindFile(fd, "root/dev/"+name); err != nil {
+			return err
+		}
+	}
+	if err := makeDirs("root/dev/pts", "root/dev/shm"); err != nil {
+		return err
+	}
+	if err := mountMemory("root/dev/shm", "mode=1777,size=256m,nr_inodes=16k", unix.MS_NOEXEC); err != nil {
+		return err
+	}
+	if err := unix.Mount("devpts", "root/dev/pts", "devpts", unix.MS_NOSUID|unix.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620"); err != nil {
+		return fmt.Errorf("mount /dev/pts: %w", err)
+	}
+	for name, target := range map[string]string{
+		"ptmx": "pts/ptmx", "fd": "/proc/self/fd",
+		"stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2",
+	} {
+		if err := os.Symlink(target, "root/dev/"+name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *setup) mountProc() error {
+	return os.NewSyscallError("mount", unix.Mount("proc", "root/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""))
+}
+
+// What of /proc tells of, or acts on, more than the sandbox. Kernels differ in
+// what there is of it.
+var (
+	readOnlyProc = []string{"bus", "fs", "irq", "sys", "sysrq-trigger"}
+	coveredProc  = []string{"acpi", "asound", "interrupts", "kallsyms", "kcore", "key-users", "keys", "kmsg",
+		"latency_stats", "sched_debug", "scsi", "timer_list", "timer_stats"}
+)
+
+// coverProc limits /proc, after a last use: further user namespaces, in which a
+// command would have every right again, are switched off in this one.
+func (s *setup) coverProc() error {
+	if err := os.WriteFile("root/proc/sys/user/max_user_namespaces", []byte("0"), 0); err != nil {
+		return err
+	}
+	for _, name := range readOnlyProc {
+		name = "root/proc/" + name
+		fd, err := cloneMount(name, unix.MOUNT_ATTR_RDONLY, -1)
+		if errors.Is(err, unix.ENOENT) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if err := attach(fd, name); err != nil {
+			return err
+		}
+	}
+	for _, name := range coveredProc {
+		name = "root/proc/" + name
+		info, err := os.Lstat(name)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		cover := "root/dev/null"
+		if info.IsDir() {
+			cover = "none"
+		}
+		fd, err := cloneMount(cover, unix.MOUNT_ATTR_RDONLY, -1)
+		if err != nil {
+			return err
+		}
+		if err := attach(fd, name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// pivot makes root the root; of the old one nothing stays.
+func (s *setup) pivot() error {
+	if err := os.Chdir("root"); err != nil {
+		return err
+	}
+	if err := unix.PivotRoot(".", "."); err != nil {
+		return os.NewSyscallError("pivot_root", err)
+	}
+	// The old root is now mounted over the new one.
+	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
+		return os.NewSyscallError("umount", err)
+	}
+	return os.Chdir("/")
+}
+
+func (s *setup) setNames() error {
+	if err := unix.Sethostname([]byte(s.Hostname)); err != nil {
+		return os.NewSyscallError("sethostname", err)
+	}
+	return os.NewSyscallError("setdomainname", unix.Setdomainname([]byte("(none)"))) // the kernel's own default
+}
+
+func loopbackUp() error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return os.NewSyscallError("socket", err)
+	}
+	defer unix.Close(fd)
+	lo, err := unix.NewIfreq("lo")
+	if err != nil {
+		return err
+	}
+	lo.SetUint16(unix.IFF_UP)
+	return os.NewSyscallError("SIOCSIFFLAGS", unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, lo))
+}
+
+// keptCapabilities are what the sandbox's root can do, in the sandbox: be the
+// owner of everything and become anybody. None of them mounts, configures the
+// network, makes a device or looks into the first process.
+var keptCapabilities = []int{
+	unix.CAP_CHOWN, unix.CAP_DAC_OVERRIDE, unix.CAP_FOWNER, unix.CAP_FSETID, unix.CAP_KILL, unix.CAP_SETGID,
+	unix.CAP_SETUID, unix.CAP_NET_BIND_SERVICE, unix.CAP_SYS_CHROOT, unix.CAP_SETFCAP,
+}
+
+// restrict gives up what the daemon and its commands must not have. It holds for
+// this thread, and so for all that the next exec makes of it.
+func restrict() error {
+	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
+		return os.NewSyscallError("setrlimit", err)
+	}
+	var kept [2]unix.CapUserData
+	for _, c := range keptCapabilities {
+		kept[c/32].Permitted |= 1 << (c % 32)
+		kept[c/32].Effective |= 1 << (c % 32)
+	}
+	for c := 0; ; c++ {
+		if slices.Contains(keptCapabilities, c) {
+			continue
+		}
+		if err := unix.Prctl(unix.PR_CAPBSET_DROP, uintptr(c), 0, 0, 0); errors.Is(err, unix.EINVAL) {
+			break // beyond the last one
+		} else if err != nil {
+			return os.NewSyscallError("prctl PR_CAPBSET_DROP", err)
+		}
+	}
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return os.NewSyscallError("prctl PR_SET_NO_NEW_PRIVS", err)
+	}
+	// Without inheritable ones there are no ambient ones either.
+	if err := unix.Capset(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &kept[0]); err != nil {
+		return os.NewSyscallError("capset", err)
+	}
+	if err := unix.CloseRange(firstFreeFD, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return os.NewSyscallError("close_range", err)
+	}
+	unix.Umask(0o022)
+	return nil
+}
+
+// cloneMount returns a copy of the mount at path that hangs nowhere yet, without
+// what is mounted below it, with these MOUNT_ATTR_ flags, and idmapped by the
+// user namespace userns unless that is -1. Links are not followed.
+func cloneMount(path string, flags uint64, userns int) (int, error) {
+	fd, err := unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_SYMLINK_NOFOLLOW)
+	if err != nil {
+		return -1, &os.PathError{Op: "open_tree", Path: path, Err: err}
+	}
+	attr := unix.MountAttr{Attr_set: flags}
+	if userns >= 0 {
+		attr.Attr_set |= unix.MOUNT_ATTR_IDMAP
+		attr.Userns_fd = uint64(userns)
+	}
+	if attr.Attr_set == 0 {
+		return fd, nil
+	}
+	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr); err != nil {
+		unix.Close(fd)
+		return -1, &os.PathError{Op: "mount_setattr", Path: path, Err: err}
+	}
+	return fd, nil
+}
+
+// attach hangs the mount fd at target and closes fd.
+func attach(fd int, target string) error {
+	defer unix.Close(fd)
+	if err := unix.MoveMount(fd, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return &os.PathError{Op: "move_mount", Path: target, Err: err}
+	}
+	return nil
+}
+
+// bindFile hangs the mount fd of a single file at target.
+func bindFile(fd int, target string) error {
+	if err := ignoreExist(unix.Mknod(target, unix.S_IFREG|0o644, 0)); err != nil {
+		return &os.PathError{Op: "mknod", Path: target, Err: err}
+	}
+	return attach(fd, target)
+}
+
+func mountMemory(target, options string, flags uintptr) error {
+	if err := unix.Mount("tmpfs", target, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|flags, options); err != nil {
+		return &os.PathError{Op: "mount tmpfs", Path: target, Err: err}
+	}
+	return nil
+}
+
+func mountOverlay(target, options string, flags uintptr) error {
+	if err := unix.Mount("overlay", target, "overlay", unix.MS_NOSUID|unix.MS_NODEV|flags, options+",userxattr"); err != nil {
+		return &os.PathError{Op: "mount overlay", Path: target, Err: err}
+	}
+	return nil
+}
+
+func makeDirs(names ...string) error {
+	for _, name := range names {
+		if err := ignoreExist(unix.Mkdir(name, 0o755)); err != nil {
+			return &os.PathError{Op: "mkdir", Path: name, Err: err}
+		}
+	}
+	return nil
+}
+
+func ignoreExist(err error) error {
+	if errors.Is(err, unix.EEXIST) {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,194 @@
+package server
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"reflect"
+	"strings"
+	"time"
+
+	"github.com/sbx-star/sbx-star/wire"
+)
+
+// This file defines how a request is taken in and an answer written: JSON both
+// ways, and every error in form A or B of protocol.md §3.1.
+
+const (
+	maxJSON     = 1 << 20 // protocol.md §13 #29
+	bodyTimeout = 30 * time.Second
+)
+
+// Error types of the control plane.
+const (
+	kindConflict       = "Conflict"
+	kindCrashLoop      = "CrashLoop"
+	kindForbidden      = "Forbidden"
+	kindGone           = "Gone"
+	kindImagePull      = "ImagePull"
+	kindInternal       = "InternalError"
+	kindMethod         = "MethodNotAllowed"
+	kindNotFound       = "NotFound"
+	kindNotImplemented = "NotImplemented"
+	kindSandboxConfig  = "SandboxConfig"
+	kindNoTemplate     = "TemplateNotFound"
+	kindTimeout        = "Timeout"
+	kindTooLarge       = "PayloadTooLarge"
+	kindUnauthorized   = "Unauthorized"
+)
+
+// failure is an error that knows its answer. Its cause is logged, not answered.
+type failure struct {
+	status  int
+	problem wire.Problem
+	allow   string // methods that a 405 names
+	cause   error
+}
+
+func (f *failure) Error() string { return f.problem.Message }
+func (f *failure) Unwrap() error { return f.cause }
+
+func fail(status int, kind, format string, args ...any) *failure {
+	return &failure{status: status, problem: wire.Problem{Type: kind, Message: fmt.Sprintf(format, args...)}}
+}
+
+// invalid is 422 in form B: where in the request, as a dotted path, and what
+// is wrong there.
+func invalid(loc, format string, args ...any) *failure {
+	detail := wire.InputError{Msg: fmt.Sprintf(format, args...), Type: "value_error"}
+	for part := range strings.SplitSeq(loc, ".") {
+		detail.Loc = append(detail.Loc, part)
+	}
+	return &failure{status: http.StatusUnprocessableEntity, problem: wire.Problem{Details: []wire.InputError{detail}}}
+}
+
+// ServeHTTP answers one request. Whoever calls it serves from a trusted socket
+// or lets http.Server tell which address the request came in on.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	id, began := s.options.RequestID(), time.Now()
+	header := w.Header()
+	header.Set("X-Request-Id", id)
+	// What a sandbox sends must never act as a page of this server.
+	header.Set("X-Content-Type-Options", "nosniff")
+	header.Set("Content-Security-Policy", "default-src 'none'; sandbox")
+
+	rec := &recorder{ResponseWriter: w}
+	var err error = fail(http.StatusServiceUnavailable, wire.ErrServiceUnavailable, "%v", errClosing)
+	if s.begin() {
+		defer s.work.Done()
+		defer func() {
+			s.options.Log.Info("request", "id", id, "method", r.Method, "path", r.URL.Path,
+				"status", rec.status, "took", time.Since(began).Round(time.Microsecond))
+		}()
+		err = s.route(rec, r)
+	}
+	if err != nil {
+		s.answerError(rec, r, id, err)
+	}
+}
+
+func (s *Server) answerError(w http.ResponseWriter, r *http.Request, id string, err error) {
+	var f *failure
+	if !errors.As(err, &f) && r.Context().Err() != nil {
+		f = fail(http.StatusRequestTimeout, kindTimeout, "the client has gone")
+	} else if f == nil {
+		f = fail(http.StatusInternalServerError, kindInternal, "the server failed; its log says why under this id")
+		f.cause = err
+	}
+	if f.status >= 500 {
+		f.problem.ID = id
+		s.options.Log.Error("request failed", "id", id, "method", r.Method, "path", r.URL.Path, "error", f, "cause", f.cause)
+	}
+	if f.allow != "" {
+		w.Header().Set("Allow", f.allow)
+	}
+	if f.status == http.StatusUnauthorized {
+		w.Header().Set("WWW-Authenticate", "Bearer")
+	}
+	answer(w, f.status, f.problem)
+}
+
+// answer writes a body as JSON; nil is no body.
+func answer(w http.ResponseWriter, status int, body any) {
+	if body == nil {
+		w.WriteHeader(status)
+		return
+	}
+	data, err := json.Marshal(body)
+	if err != nil { // none of the types that are answered can fail
+		panic(err)
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	w.Write(append(data, '\n')) // a client that has gone need not be told
+}
+
+// readBody takes in the body of a request to the control plane.
+func readBody(w *recorder, r *http.Request) ([]byte, error) {
+	// The deadline must not outlive the body: net/http watches the connection
+	// for its end while the request is worked on. Not every connection has one.
+	deadline := http.NewResponseController(w)
+	deadline.SetReadDeadline(time.Now().Add(bodyTimeout))
+	data, err := io.ReadAll(http.MaxBytesReader(w.ResponseWriter, r.Body, maxJSON))
+	if err == nil {
+		deadline.SetReadDeadline(time.Time{})
+		return data, nil
+	}
+	if tooLarge, ok := errors.AsType[*http.MaxBytesError](err); ok {
+		return nil, fail(http.StatusRequestEntityTooLarge, kindTooLarge, "the body is larger than %d bytes", tooLarge.Limit)
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return nil, fail(http.StatusRequestTimeout, kindTimeout, "the body did not arrive within %s", bodyTimeout)
+	}
+	return nil, fail(http.StatusBadRequest, wire.ErrInvalidRequest, "the body could not be read: %v", err)
+}
+
+// decode reads a JSON body. Unknown fields are ignored; a value of a wrong type
+// is an error that names the field (protocol.md §13 #30).
+func decode(data []byte, into any) error {
+	if len(bytes.TrimSpace(data)) == 0 {
+		return invalid("body", "the body is empty, want a JSON object")
+	}
+	err := json.Unmarshal(data, into)
+	if wrong, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
+		return invalid(strings.TrimSuffix("body."+wrong.Field, "."), "want %s, got %s", inWords(wrong.Type), wrong.Value)
+	}
+	if err != nil {
+		return invalid("body", "not JSON: %v", err)
+	}
+	return nil
+}
+
+func inWords(t reflect.Type) string {
+	switch t.Kind() {
+	case reflect.String:
+		return "a string"
+	case reflect.Bool:
+		return "true or false"
+	case reflect.Slice:
+		return "a list"
+	case reflect.Int, reflect.Int64:
+		return "an integer"
+	}
+	return "an object"
+}
+
+// recorder remembers the status that was answered.
+type recorder struct {
+	http.ResponseWriter
+	status int
+}
+
+func (r *recorder) WriteHeader(status int) {
+	if r.status == 0 {
+		r.status = status
+	}
+	r.ResponseWriter.WriteHeader(status)
+}
+
+// Unwrap lets http.ResponseController flush and hijack.
+func (r *recorder) Unwrap() http.ResponseWriter { return r.ResponseWriter }

@@ -1,0 +1,153 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"maps"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"strings"
+
+	"github.com/sbx-star/sbx-star/runtime"
+	"github.com/sbx-star/sbx-star/wire"
+)
+
+// This file defines the way of a request to the daemon of a sandbox. The daemon
+// is a stranger: it learns no credential, and of what it answers only the
+// listed headers pass.
+
+// What a daemon is told of a request, a client of the answer, and both of each
+// other when they change to a WebSocket.
+var (
+	requestHeaders = []string{"Accept", "Content-Type", "If-Match", "If-Modified-Since", "If-None-Match", "If-Range", "If-Unmodified-Since", "Range"}
+	answerHeaders  = []string{"Accept-Ranges", "Allow", "Cache-Control", "Content-Disposition", "Content-Length", "Content-Range", "Content-Type", "Etag", "Last-Modified", "Retry-After"}
+	upgradeHeaders = []string{"Connection", "Upgrade", "Sec-Websocket-Accept", "Sec-Websocket-Extensions", "Sec-Websocket-Key", "Sec-Websocket-Protocol", "Sec-Websocket-Version"}
+)
+
+func pick(from http.Header, names []string) http.Header {
+	picked := http.Header{}
+	for _, name := range names {
+		if values, ok := from[name]; ok {
+			picked[name] = values
+		}
+	}
+	return picked
+}
+
+// dataPlane passes a request on to the daemon of the sandbox that path, which
+// is escaped, starts with.
+func (s *Server) dataPlane(w *recorder, r *http.Request, path string) error {
+	id, path, _ := strings.Cut(path, "/")
+	b, err := s.store.boxes.get(id)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err != nil {
+		return noSandbox(id)
+	}
+	switch status, message := s.status(b); status {
+	case wire.StatusReady:
+	case wire.StatusProvisioning:
+		return fail(http.StatusServiceUnavailable, wire.ErrServiceUnavailable, "the sandbox %q is being made: ask again", b.Box.Name)
+	case wire.StatusFailed:
+		return notReady(b, message)
+	default:
+		return noSandbox(id)
+	}
+	if b.Runtime != s.options.Runtime.Info().Name {
+		return notReady(b, "it was made by the "+b.Runtime+" runtime, which this server does not have")
+	}
+	h, err := s.reach(r.Context(), b)
+	if errors.Is(err, runtime.ErrGone) {
+		return notReady(b, err.Error())
+	}
+	if err != nil {
+		return s.broken(r, b.Box.ID, h, &unreachable{err})
+	}
+
+	// What is under way ends with the sandbox.
+	ctx, cancel := context.WithCancelCause(r.Context())
+	defer cancel(nil)
+	defer context.AfterFunc(h.ctx, func() { cancel(context.Cause(h.ctx)) })()
+	r = r.WithContext(ctx)
+	unescaped, err := url.PathUnescape(path)
+	if err != nil {
+		return notFound(r)
+	}
+	target := &url.URL{Scheme: "http", Host: "sandbox", Path: "/" + unescaped, RawPath: "/" + path, RawQuery: r.URL.RawQuery}
+	if r.Method == http.MethodGet && strings.EqualFold(r.Header.Get("Upgrade"), "websocket") {
+		return s.relay(w, r, target, h, b.Box.ID)
+	}
+
+	proxy := &httputil.ReverseProxy{
+		Rewrite: func(p *httputil.ProxyRequest) {
+			p.Out.URL, p.Out.Host, p.Out.Header = target, target.Host, pick(p.Out.Header, requestHeaders)
+		},
+		Transport:     stranger{h.transport, ctx},
+		FlushInterval: -1,
+		ErrorHandler:  func(_ http.ResponseWriter, _ *http.Request, failed error) { err = s.broken(r, b.Box.ID, h, failed) },
+		ErrorLog:      slog.NewLogLogger(s.options.Log.Handler(), slog.LevelInfo),
+	}
+	proxy.ServeHTTP(w, r)
+	return err
+}
+
+func noSandbox(id string) error {
+	return fail(http.StatusNotFound, kindNotFound, "there is no sandbox with the id %q", id)
+}
+
+func notReady(b *box, why string) error {
+	return fail(http.StatusBadRequest, wire.ErrNotReady, "the sandbox %q cannot be used: %s", b.Box.Name, why)
+}
+
+// broken answers a request whose way to the daemon broke. Clients repeat what
+// fails with 502, so a command that may have run fails otherwise
+// (protocol.md §5, §13 #18).
+func (s *Server) broken(r *http.Request, id string, h *handle, err error) error {
+	_, notSent := errors.AsType[*unreachable](err)
+	if notSent && h != nil {
+		s.forget(id, h, runtime.ErrGone) // the next request looks whether the daemon lives
+	}
+	cause := context.Cause(r.Context())
+	var f *failure
+	switch {
+	case errors.Is(cause, errDeleted):
+		return noSandbox(id)
+	case s.ctx.Err() != nil:
+		return fail(http.StatusServiceUnavailable, wire.ErrServiceUnavailable, "%v", errClosing)
+	case r.Method == http.MethodPost && strings.HasSuffix(r.URL.Path, "/execute") && !notSent:
+		f = fail(http.StatusInternalServerError, wire.ErrCommand, "the connection to the sandbox broke while the command ran")
+	default:
+		f = fail(http.StatusBadGateway, wire.ErrConnection, "the sandbox does not answer")
+	}
+	f.cause = err
+	return f
+}
+
+// stranger is the transport to a daemon. It passes on clean answers only.
+type stranger struct {
+	http.RoundTripper
+	ctx context.Context // of the request, less the traces that would pass on 1xx answers
+}
+
+func (t stranger) RoundTrip(r *http.Request) (*http.Response, error) {
+	res, err := t.RoundTripper.RoundTrip(r.WithContext(t.ctx))
+	if err != nil {
+		return nil, err
+	}
+	// A copy, because trailers are filled into the original later.
+	clean := *res
+	clean.Header, clean.Trailer = pick(res.Header, answerHeaders), nil
+	switch code := res.StatusCode; {
+	case code == http.StatusSwitchingProtocols:
+		maps.Copy(clean.Header, pick(res.Header, upgradeHeaders))
+	case code < 200, code >= 300 && code < 400 && code != http.StatusNotModified:
+		res.Body.Close()
+		return nil, fmt.Errorf("the daemon answered with status %d", code)
+	}
+	return &clean, nil
+}

@@ -1,0 +1,225 @@
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/sbx-star/sbx-star/wire"
+)
+
+// This file defines the books: one JSON file per record, replaced by renaming,
+// so that a reader needs no lock and a process that is killed leaves no half
+// record. Whoever writes holds a lock among all processes.
+//
+//	templates/<id>.json
+//	boxes/<id>/box.json
+//	boxes/<id>/fs/       what the runtime keeps of the sandbox
+//	servers/<id>         locked as long as that server lives
+
+type store struct {
+	dir       string
+	log       *slog.Logger
+	templates table[wire.Template]
+	boxes     table[box]
+	turn      chan struct{} // holds a token while somebody in this process writes
+	lockFile  *os.File      // its lock keeps the other processes out
+	owner     string        // names this server in records
+	ownerFile *os.File
+}
+
+// openStore makes the folders, and sweeps up what killed processes left
+// between two steps.
+func openStore(dir string, log *slog.Logger) (st *store, err error) {
+	st = &store{dir: dir, log: log, turn: make(chan struct{}, 1), owner: uuid.NewString()}
+	st.templates = table[wire.Template]{filepath.Join(dir, "templates"), ".json", log}
+	st.boxes = table[box]{filepath.Join(dir, "boxes"), "/box.json", log}
+	for _, sub := range []string{st.templates.dir, st.boxes.dir, st.ownerPath("")} {
+		if err := os.MkdirAll(sub, 0o700); err != nil {
+			return nil, err
+		}
+	}
+	if st.lockFile, err = os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600); err != nil {
+		return nil, err
+	}
+	err = st.update(context.Background(), func() error {
+		if err := st.sweep(); err != nil {
+			return err
+		}
+		if st.ownerFile, err = os.OpenFile(st.ownerPath(st.owner), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600); err != nil {
+			return err
+		}
+		_, err := tryLock(st.ownerFile)
+		return err
+	})
+	if err != nil {
+		st.close()
+		return nil, err
+	}
+	return st, nil
+}
+
+// close gives the server's name back: what it was making is nobody's then.
+func (st *store) close() {
+	if st.ownerFile != nil {
+		os.Remove(st.ownerFile.Name())
+		st.ownerFile.Close()
+	}
+	st.lockFile.Close()
+}
+
+func (st *store) ownerPath(owner string) string { return filepath.Join(st.dir, "servers", owner) }
+
+// alive reports whether a server that a record names still runs.
+func (st *store) alive(owner string) bool {
+	if owner == st.owner {
+		return true
+	}
+	f, err := os.Open(st.ownerPath(owner))
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	free, err := tryLock(f)
+	return err == nil && !free
+}
+
+func (st *store) sweep() error {
+	owners, err := os.ReadDir(st.ownerPath(""))
+	if err != nil {
+		return err
+	}
+	for _, e := range owners {
+		if !st.alive(e.Name()) {
+			os.Remove(st.ownerPath(e.Name()))
+		}
+	}
+	boxes, err := os.ReadDir(st.boxes.dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range boxes {
+		// Folders that hold anything stay: os.Remove takes empty ones only.
+		if _, err := st.boxes.get(e.Name()); errors.Is(err, fs.ErrNotExist) {
+			os.Remove(st.boxes.path(e.Name()) + newSuffix)
+			os.Remove(st.boxDir(e.Name()))
+			os.Remove(filepath.Dir(st.boxDir(e.Name())))
+		}
+	}
+	return nil
+}
+
+// boxDir is the folder that a sandbox's runtime has for itself.
+func (st *store) boxDir(id string) string { return filepath.Join(st.boxes.dir, id, "fs") }
+
+const lockTimeout = 30 * time.Second
+
+// update calls write while nobody else, in this process or another, writes. It
+// should be short.
+func (st *store) update(ctx context.Context, write func() error) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, lockTimeout,
+		fmt.Errorf("another process holds the lock of the state folder %s", st.dir))
+	defer cancel()
+	select {
+	case st.turn <- struct{}{}:
+		defer func() { <-st.turn }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	for pause := time.Millisecond; ; pause = min(2*pause, 20*time.Millisecond) {
+		if ok, err := tryLock(st.lockFile); err != nil {
+			return err
+		} else if ok {
+			defer unlock(st.lockFile)
+			return write()
+		}
+		select {
+		case <-time.After(pause): // the kernel tells nobody that a lock is free
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// table is the records of one kind.
+type table[T any] struct {
+	dir    string
+	suffix string // of a record's file, after its id
+	log    *slog.Logger
+}
+
+const newSuffix = ".new"
+
+func (t table[T]) path(id string) string { return filepath.Join(t.dir, id+t.suffix) }
+
+// get reads one record; one that is missing is fs.ErrNotExist. The id may be
+// anything.
+func (t table[T]) get(id string) (*T, error) {
+	if !wire.ValidName(id) { // nor could it lead out of the folder
+		return nil, fs.ErrNotExist
+	}
+	data, err := os.ReadFile(t.path(id))
+	if err != nil {
+		return nil, err
+	}
+	record := new(T)
+	if err := json.Unmarshal(data, record); err != nil {
+		return nil, fmt.Errorf("the record %s is damaged: %w", t.path(id), err)
+	}
+	return record, nil
+}
+
+// all reads every record in the order of their ids. One that cannot be read is
+// reported in the log and left out.
+func (t table[T]) all() ([]*T, error) {
+	entries, err := os.ReadDir(t.dir)
+	if err != nil {
+		return nil, err
+	}
+	var records []*T
+	for _, e := range entries {
+		record, err := t.get(strings.TrimSuffix(e.Name(), t.suffix))
+		if err == nil {
+			records = append(records, record)
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			t.log.Warn("a record is left out", "error", err)
+		}
+	}
+	return records, nil
+}
+
+// put writes a record; only inside update.
+func (t table[T]) put(id string, record *T) error {
+	data, err := json.Marshal(record)
+	if err != nil {
+		return err
+	}
+	path := t.path(id)
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return err
+	}
+	if err := os.WriteFile(path+newSuffix, data, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(path+newSuffix, path)
+}
+
+// remove deletes a record, and the folder that it had for itself; only inside
+// update.
+func (t table[T]) remove(id string) error {
+	os.Remove(t.path(id) + newSuffix) // of a process killed while it wrote
+	err := os.Remove(t.path(id))
+	if dir := filepath.Dir(t.path(id)); err == nil && dir != t.dir {
+		err = os.Remove(dir)
+	}
+	return err
+}

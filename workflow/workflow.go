@@ -1,0 +1,128 @@
+// Package workflow runs a workflow: a Starlark file, the modules that it loads,
+// the flags of its main function, and the release of all that it acquired. It
+// also turns whatever went wrong into what the user reads and into an exit code.
+package workflow
+
+import (
+	"context"
+	"errors"
+	"io"
+	"time"
+
+	"go.starlark.net/starlark"
+
+	"github.com/sbx-star/sbx-star/builtins"
+	"github.com/sbx-star/sbx-star/client"
+	"github.com/sbx-star/sbx-star/event"
+)
+
+// This file defines a run from its beginning to its end.
+
+// Options say what to run and what it has from outside.
+type Options struct {
+	Path   string   // of the file, as it is shown in messages
+	Source []byte   // its text, if it is no file: then modules are relative to the working directory
+	Args   []string // the flags of main and its arguments
+
+	// Connect reaches the server. It is called when the workflow first needs
+	// one, if it ever does. Whoever gives it closes the client, after Run.
+	Connect func(context.Context) (*client.Client, error)
+
+	Stdout io.Writer // the workflow's own output
+	Stderr io.Writer // where events go if there is no sink for them
+	Events event.Sink
+	Env    func(name string) (value string, ok bool)
+	Now    func() time.Time // nil is the system's clock
+
+	Keep  bool            // leave what the outermost scope holds
+	Abort <-chan struct{} // once it is closed, nothing more is released
+}
+
+// Run runs a workflow and returns once all that it acquired is released, or is
+// given up: that takes 60 seconds at most, and ends early when Abort is closed.
+//
+// A failure is a *Failure. It holds *UsageError and *LoadError, after which
+// nothing was touched; *ExitError; errors of the API (*client.Error); if ctx
+// ended the workflow, the cause of that; and *ReleaseError for what is left.
+func Run(ctx context.Context, o Options) error {
+	if o.Events == nil && o.Stderr != nil {
+		o.Events = event.Terminal(o.Stderr)
+	}
+	run := builtins.NewRun(builtins.Options{
+		Connect: o.Connect, Stdout: o.Stdout, Events: o.Events, Env: o.Env, Now: o.Now, Abort: o.Abort,
+	})
+	task := builtins.NewTask(ctx, run)
+	l := newLoader(task)
+	defer l.close()
+
+	err := execute(l, task, o)
+	failure := &Failure{Reports: reports(ctx, err), sources: l.sources}
+	if err := task.Release(o.Keep); err != nil {
+		failure.Reports = append(failure.Reports, builtins.Reports(err)...)
+	}
+	if left := run.Left(); len(left) > 0 {
+		failure.Left = &ReleaseError{left}
+	}
+	if len(failure.Reports) == 0 && failure.Left == nil {
+		return nil
+	}
+	return failure
+}
+
+// execute loads the workflow and runs it.
+func execute(l *loader, task *builtins.Task, o Options) error {
+	entry, err := l.compile(o)
+	if err != nil {
+		return err
+	}
+	wantsHelp := false
+	if !entry.hasMain {
+		if wantsHelp = len(o.Args) > 0 && isHelp(o.Args[0]); wantsHelp {
+			return writeHelp(o.Stdout, o.Path, entry.doc, nil)
+		}
+		if len(o.Args) > 0 {
+			return &UsageError{Message: o.Path + " has no main, and so takes no flags and no arguments"}
+		}
+	}
+	if err := l.run(task); err != nil || !entry.hasMain {
+		return err
+	}
+	s, err := newSignature(entry)
+	if err != nil {
+		return err
+	}
+	args, kwargs, err := s.parse(o.Args)
+	if errors.Is(err, errHelp) {
+		return writeHelp(o.Stdout, o.Path, s.main.Doc(), s)
+	}
+	if err != nil {
+		return &UsageError{Message: o.Path + ": " + err.Error(), Hint: "sbx-star " + o.Path + " --help lists its flags"}
+	}
+	return task.Exec(builtins.Thread{Name: "main"}, func(thread *starlark.Thread) error {
+		_, err := starlark.Call(thread, s.main, args, kwargs)
+		return err
+	})
+}
+
+// reports takes the workflow's error apart. The first thing that went wrong
+// after ctx has ended is that it ended; exit(0) is no error.
+func reports(ctx context.Context, err error) []builtins.Report {
+	if err == nil {
+		return nil
+	}
+	reports := builtins.Reports(err)
+	if ctx.Err() != nil {
+		reports[0].Err = &Interrupted{context.Cause(ctx)}
+	}
+	if exit, ok := reports[0].Err.(*ExitError); ok && exit.Code == 0 {
+		reports = reports[1:]
+	}
+	var load *LoadError
+	if errors.As(err, &load) {
+		reports = builtins.Reports(load.Err)
+		for i := range reports {
+			reports[i].Err = &LoadError{load.Chain, reports[i].Err}
+		}
+	}
+	return reports
+}
