@@ -19,6 +19,7 @@ import (
 
 // What POST /execute answers to commands that run (protocol.md §5).
 func TestExecute(t *testing.T) {
+	t.Parallel()
 	b := newBox(t)
 	os.Mkdir(filepath.Join(b.home, "sub"), 0o755)
 	home := b.home
@@ -128,6 +129,7 @@ func TestRoutes(t *testing.T) {
 // A command whose time is over is killed with all its group, and no client runs
 // it again.
 func TestExecuteTimeout(t *testing.T) {
+	t.Parallel()
 	b := newBox(t)
 	r := b.execute(`{"command":"sleep 1000 & echo $! > pid; wait","timeout":1}`)
 	r.wantProblem(t, 400, "CommandError", "timeout of 1s")

@@ -103,6 +103,7 @@ func TestSimultaneousExecute(t *testing.T) {
 }
 
 func TestTTL(t *testing.T) {
+	t.Parallel()
 	b := newBox(t)
 	run := func(ttl string) string {
 		t.Helper()
@@ -147,6 +148,7 @@ func TestTTL(t *testing.T) {
 // A command that no client is attached to for its idle timeout is killed; the
 // time runs anew whenever the last one has left.
 func TestIdleTimeout(t *testing.T) {
+	t.Parallel()
 	b := newLimitedBox(t, daemon.Limits{Idle: time.Second})
 	const command = "echo $$ > pid; echo; sleep 1000"
 	for _, idle := range []string{`{"idle_timeout_seconds":1}`, `{"idle_timeout_seconds":0}`} {
@@ -178,7 +180,6 @@ func TestKillOnDisconnect(t *testing.T) {
 	one.next()
 	two, _ := b.start(reconnect(started.CommandID, 1, 0))
 	one.conn.Close()
-	two.send(`{"type":"unknown"}`)
 	pid := b.pid("pid")
 	three, _ := b.start(reconnect(started.CommandID, 1, 0)) // is answered while it runs
 	if !exists(pid) {
@@ -241,12 +242,28 @@ func TestBackPressure(t *testing.T) {
 	}
 	// A second one is held up with it, and gets everything from where it began.
 	two, _ := b.start(reconnect(started.CommandID, size, 0))
-	at := two.next()
-	done := make(chan output)
-	go func() { done <- two.restFrom(at.Offset+int64(len(at.Data)), 0) }()
-	out := s.restFrom(got, 0)
-	if out.next[0] != size || (<-done).next[0] != size {
+	end := make(chan int64)
+	go func() {
+		next := int64(-1)
+		for {
+			f, err := two.read()
+			switch {
+			case err != nil || next >= 0 && f.Type == "stdout" && f.Offset != next:
+				end <- -1
+				return
+			case f.Type == "stdout":
+				next = f.Offset + int64(len(f.Data))
+			default:
+				end <- next
+				return
+			}
+		}
+	}()
+	if out := s.restFrom(got, 0); out.next[0] != size {
 		t.Errorf("the output ended at %d", out.next[0])
+	}
+	if got := <-end; got != size {
+		t.Errorf("the second client's output ended at %d", got)
 	}
 }
 

@@ -231,6 +231,7 @@ func TestKill(t *testing.T) {
 // The clock runs although the client reads; what was written before comes
 // before the error, also for one who asks later.
 func TestTimeout(t *testing.T) {
+	t.Parallel()
 	b := newBox(t)
 	s, started := b.start(message("echo before; sleep 1000 & echo $! > pid; wait", `{"timeout_seconds":1}`))
 	out := s.rest()
@@ -324,6 +325,7 @@ func TestTerminalLongOutput(t *testing.T) {
 // The server pings, and a client that does not answer is lost; one that never
 // pings is not.
 func TestPings(t *testing.T) {
+	t.Parallel()
 	b := newLimitedBox(t, daemon.Limits{Ping: 20 * time.Millisecond, Pong: 500 * time.Millisecond})
 	s, started := b.start(message("read x; echo $x"))
 	pings := 0

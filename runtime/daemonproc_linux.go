@@ -154,7 +154,9 @@ func (p Proc) open() (int, error) {
 	if err != nil {
 		return -1, fmt.Errorf("open process %d: %w", p.PID, err)
 	}
-	if !p.Alive() {
+	// A dying process looks ended as soon as its first thread is, with others
+	// still at work; so only the descriptor is asked for its end.
+	if now, _, err := lookUp(p.PID); err != nil || now != p {
 		unix.Close(fd)
 		return -1, os.ErrProcessDone
 	}

@@ -144,10 +144,13 @@ func (s *Server) register(b *box, name, template string) error {
 	}
 	b.Hostname, b.Box.CreatedAt = b.Box.Name, s.now()
 	b.Box.UpdatedAt = b.Box.CreatedAt
-	if err := s.store.boxes.put(b.Box.ID, b); err != nil {
-		return err
+	if err = os.MkdirAll(s.store.boxDir(b.Box.ID), 0o700); err == nil {
+		err = s.store.boxes.put(b.Box.ID, b)
 	}
-	return os.Mkdir(s.store.boxDir(b.Box.ID), 0o700)
+	if err != nil {
+		s.store.discard(b.Box.ID)
+	}
+	return err
 }
 
 func nameTaken(name string) error {

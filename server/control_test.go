@@ -480,6 +480,23 @@ func TestClosingKeepsSandboxes(t *testing.T) {
 	third.empty(h)
 }
 
+// What cannot be removed stays to be seen, and can be deleted later.
+func TestRemovalFails(t *testing.T) {
+	h := &host{}
+	f := serve(t, h, nil)
+	other := serve(t, h, func(o *server.Options) { o.StateDir = f.dir })
+	b := f.box("x")
+	h.jam(errors.New("device busy"))
+	other.do("GET", path(b, "/x"), "").want(t, 502, `"error":"ConnectionError"`)
+	for _, by := range []*fixture{f, other} { // one that holds it, and one that would have to adopt it
+		by.do("DELETE", "/boxes/x", "").want(t, 500, `"error":"InternalError"`, "could not be removed wholly: device busy", "error_id")
+		by.do("GET", "/boxes/x", "").want(t, 200, `"status":"failed"`, `"status_message":"it could not be removed: device busy"`)
+	}
+	h.jam(nil)
+	f.do("DELETE", "/boxes/x", "").want(t, 204)
+	f.empty(h)
+}
+
 // A server that is killed leaves records that name it as their owner.
 func TestOrphans(t *testing.T) {
 	h := &host{}

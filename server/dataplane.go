@@ -109,8 +109,8 @@ func notReady(b *box, why string) error {
 // (protocol.md §5, §13 #18).
 func (s *Server) broken(r *http.Request, id string, h *handle, err error) error {
 	_, notSent := errors.AsType[*unreachable](err)
-	if notSent && h != nil {
-		s.forget(id, h, runtime.ErrGone) // the next request looks whether the daemon lives
+	if h != nil && errors.Is(err, runtime.ErrGone) {
+		s.forget(id, h, err) // the next request adopts it, and finds it dead or alive
 	}
 	cause := context.Cause(r.Context())
 	var f *failure
@@ -143,7 +143,7 @@ func (t stranger) RoundTrip(r *http.Request) (*http.Response, error) {
 	clean := *res
 	clean.Header, clean.Trailer = pick(res.Header, answerHeaders), nil
 	switch code := res.StatusCode; {
-	case code == http.StatusSwitchingProtocols:
+	case code == http.StatusSwitchingProtocols && r.Header.Get("Upgrade") != "":
 		maps.Copy(clean.Header, pick(res.Header, upgradeHeaders))
 	case code < 200, code >= 300 && code < 400 && code != http.StatusNotModified:
 		res.Body.Close()

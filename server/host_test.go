@@ -37,6 +37,7 @@ type host struct {
 	failure  error         // of Create
 
 	mu      sync.Mutex
+	stuck   error // of Adopt and Remove
 	created []runtime.Spec
 	daemons map[string]*httptest.Server // by Spec.Dir
 }
@@ -82,6 +83,9 @@ func (h *host) Create(ctx context.Context, spec runtime.Spec) (runtime.Instance,
 func (h *host) Adopt(_ context.Context, spec runtime.Spec) (runtime.Instance, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if h.stuck != nil {
+		return nil, h.stuck
+	}
 	if h.daemons[spec.Dir] == nil {
 		return &guest{h, spec.Dir}, runtime.ErrGone
 	}
@@ -98,6 +102,12 @@ func (h *host) kill(dir string) {
 		d.CloseClientConnections()
 		d.Close()
 	}
+}
+
+func (h *host) jam(err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.stuck = err
 }
 
 func (h *host) alive() int {
@@ -122,6 +132,12 @@ func (g *guest) Dial(ctx context.Context) (net.Conn, error) {
 }
 
 func (g *guest) Remove(context.Context) error {
+	g.host.mu.Lock()
+	stuck := g.host.stuck
+	g.host.mu.Unlock()
+	if stuck != nil {
+		return stuck
+	}
 	g.host.kill(g.dir)
 	return os.RemoveAll(g.dir)
 }

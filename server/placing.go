@@ -35,7 +35,7 @@ var (
 
 // handle is a sandbox as this server reaches it.
 type handle struct {
-	ctx       context.Context // ends with errDeleted, runtime.ErrGone or errClosing
+	ctx       context.Context // ends with errClosing, errDeleted, or why it is of no use
 	end       context.CancelCauseFunc
 	placing   context.Context // ends with ctx, or before it with the reason to give up
 	giveUp    context.CancelCauseFunc

@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"net/http"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -16,6 +17,7 @@ import (
 // This file tests a server that is reached over socket pairs.
 
 func TestPrivate(t *testing.T) {
+	before := runtime.NumGoroutine()
 	h := &host{}
 	s, err := server.New(server.Options{Runtime: h, StateDir: t.TempDir()})
 	if err != nil {
@@ -55,4 +57,6 @@ func TestPrivate(t *testing.T) {
 		t.Error("it still takes connections")
 	}
 	h.kill(h.created[0].Dir)
+	client.CloseIdleConnections()
+	eventually(t, "as many goroutines as before", func() bool { return runtime.NumGoroutine() <= before })
 }

@@ -108,14 +108,19 @@ func (st *store) sweep() error {
 		return err
 	}
 	for _, e := range boxes {
-		// Folders that hold anything stay: os.Remove takes empty ones only.
 		if _, err := st.boxes.get(e.Name()); errors.Is(err, fs.ErrNotExist) {
-			os.Remove(st.boxes.path(e.Name()) + newSuffix)
-			os.Remove(st.boxDir(e.Name()))
-			os.Remove(filepath.Dir(st.boxDir(e.Name())))
+			st.discard(e.Name())
 		}
 	}
 	return nil
+}
+
+// discard removes the folders of a sandbox that has no record. Those that hold
+// anything stay: os.Remove takes empty ones only.
+func (st *store) discard(id string) {
+	os.Remove(st.boxes.path(id) + newSuffix)
+	os.Remove(st.boxDir(id))
+	os.Remove(filepath.Dir(st.boxDir(id)))
 }
 
 // boxDir is the folder that a sandbox's runtime has for itself.

@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 )
@@ -214,17 +215,24 @@ var newMessage = map[string]func() Message{
 	"error":       func() Message { return &ExecError{Error: "Unknown error", ErrorType: ErrCommand} },
 }
 
-// EncodeMessage returns the JSON text of m, its type first.
+// EncodeMessage returns the JSON text of m, its type first. Characters that
+// matter in HTML alone are not escaped: shell commands are full of them.
 func EncodeMessage(m Message) ([]byte, error) {
-	body, err := json.Marshal(m)
-	if err != nil {
+	var text bytes.Buffer
+	text.WriteString(`{"type":"` + m.messageType() + `",`)
+	head := text.Len()
+	encoder := json.NewEncoder(&text)
+	encoder.SetEscapeHTML(false)
+	if err := encoder.Encode(m); err != nil {
 		return nil, err
 	}
-	head := `{"type":"` + m.messageType() + `"`
-	if len(body) > len("{}") {
-		head += ","
+	message := bytes.TrimSuffix(text.Bytes(), []byte("\n"))
+	copy(message[head:], message[head+1:]) // the brace that is open already
+	message = message[:len(message)-1]
+	if len(message) == head+1 {
+		message = append(message[:head-1], '}') // no fields, no comma
 	}
-	return append([]byte(head), body[1:]...), nil
+	return message, nil
 }
 
 // DecodeMessage reads one JSON text message. A field of a wrong type is an

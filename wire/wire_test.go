@@ -160,7 +160,7 @@ var execMessages = []struct {
 	{&Execute{Env: map[string]string{}, PTY: true, Cwd: "/x", KillOnDisconnect: true},
 		`{"type":"execute","command":"","timeout_seconds":0,"shell":"","idle_timeout_seconds":0,"kill_on_disconnect":true,"ttl_seconds":0,"cwd":"/x","pty":true}`},
 	{&Reconnect{"0198c0ffee0070008000000000000001", 4, 0}, `{"type":"reconnect","command_id":"0198c0ffee0070008000000000000001","stdout_offset":4,"stderr_offset":0}`},
-	{&Input{"a\n"}, `{"type":"input","data":"a\n"}`},
+	{&Input{"a\n<&>"}, `{"type":"input","data":"a\n<&>"}`},
 	{&CloseStdin{}, `{"type":"close_stdin"}`},
 	{&Kill{}, `{"type":"kill"}`},
 	{&Started{"c", 42}, `{"type":"started","command_id":"c","pid":42}`},

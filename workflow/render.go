@@ -19,8 +19,11 @@ import (
 
 // Render writes what the user has to know of an error: where it happened, with
 // the source line; what it is; and what to do about it, where that is known.
-// Nothing is written for an exit that was asked for.
+// Nothing is written for no error, and for an exit that was asked for.
 func Render(w io.Writer, err error, color bool) {
+	if err == nil {
+		return
+	}
 	r := &renderer{color: color}
 	var failure *Failure
 	if errors.As(err, &failure) {

@@ -96,6 +96,9 @@ func testScript(t *testing.T, path string) {
 		got["left"] += name + "\n"
 	}
 	for name, text := range got {
+		if text != "" && !strings.HasSuffix(text, "\n") {
+			text += "\n" // as an archive has it
+		}
 		text = generated.ReplaceAllString(text, "$1-00000000")
 		got[name] = strings.ReplaceAll(text, f.URL, "http://fake")
 	}
