@@ -55,6 +55,7 @@ func setup(env *testscript.Env) error {
 	}
 	env.Setenv("ROOT", root)
 	env.Setenv("XDG_STATE_HOME", filepath.Join(env.WorkDir, ".state"))
+	env.Values[serverKey{}] = new(background)
 	return fakeserver.Setup(env)
 }
 
@@ -69,6 +70,9 @@ func setup(env *testscript.Env) error {
 //	cut-every-byte WANT COMMAND…  runs the command once for each byte that it is
 //	                              sent over WebSockets, the connection cut there,
 //	                              and fails unless it prints what WANT holds
+//	serve ADDRESS FLAGS…          starts sbx-star serve in the background and sets
+//	                              what it prints: SBX_STAR_ENDPOINT and the key
+//	stop CODE                     ends it by SIGTERM; fails unless it ends with CODE
 //	leftovers                     fails if a sandbox of the state folder is left:
 //	                              a folder, a process or a mount
 var scriptCommands = map[string]func(ts *testscript.TestScript, neg bool, args []string){
@@ -105,6 +109,13 @@ var scriptCommands = map[string]func(ts *testscript.TestScript, neg bool, args [
 		wait(ts, cmd, args[2])
 	},
 	"cut-every-byte": cutEveryByte,
+	"serve":          serveInBackground,
+	"stop": func(ts *testscript.TestScript, neg bool, args []string) {
+		need(ts, args, 1, "stop CODE")
+		server := ts.Value(serverKey{}).(*background)
+		server.cmd.Process.Signal(syscall.SIGTERM)
+		wait(ts, server.cmd, args[0])
+	},
 	"leftovers": func(ts *testscript.TestScript, neg bool, args []string) {
 		state := filepath.Join(ts.Getenv("XDG_STATE_HOME"), "sbx-star")
 		var left []string
@@ -163,16 +174,48 @@ func wait(ts *testscript.TestScript, cmd *exec.Cmd, status string) {
 
 // notice is a buffer that tells when something was written to it.
 type notice struct {
+	mu   sync.Mutex
 	w    *bytes.Buffer
 	once sync.Once
 	seen chan struct{}
 }
 
 func (n *notice) Write(p []byte) (int, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
 	defer n.once.Do(func() { close(n.seen) })
 	return n.w.Write(p)
 }
-func (n *notice) String() string { return n.w.String() }
+
+func (n *notice) String() string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.w.String()
+}
+
+// background is the server that a script has started last.
+type background struct{ cmd *exec.Cmd }
+
+type serverKey struct{}
+
+func serveInBackground(ts *testscript.TestScript, neg bool, args []string) {
+	need(ts, args, 1, "serve ADDRESS FLAGS…")
+	cmd := command(ts, append([]string{"sbx-star", "serve", "--listen"}, args...))
+	printed := &notice{w: new(bytes.Buffer), seen: make(chan struct{})}
+	cmd.Stdout = printed
+	ts.Check(cmd.Start())
+	ts.Defer(func() { cmd.Process.Kill() })
+	select {
+	case <-printed.seen:
+	case <-time.After(30 * time.Second):
+		ts.Fatalf("the server prints nothing")
+	}
+	for line := range strings.Lines(printed.String()) {
+		name, value, _ := strings.Cut(strings.TrimSpace(strings.TrimPrefix(line, "export ")), "=")
+		ts.Setenv(name, value)
+	}
+	ts.Value(serverKey{}).(*background).cmd = cmd
+}
 
 func cutEveryByte(ts *testscript.TestScript, neg bool, args []string) {
 	need(ts, args, 2, "cut-every-byte WANT COMMAND…")

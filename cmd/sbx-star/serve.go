@@ -65,10 +65,11 @@ func serve(args []string, stdout, stderr io.Writer) error {
 	}
 	defer s.Close()
 
-	fmt.Fprintf(stdout, "export SBX_STAR_ENDPOINT=http://%s%s\n", listener.Addr(), basePath)
+	hello := fmt.Sprintf("export SBX_STAR_ENDPOINT=http://%s%s\n", listener.Addr(), basePath)
 	if *apiKey == "" {
-		fmt.Fprintf(stdout, "export SBX_STAR_API_KEY=%s\n", key)
+		hello += fmt.Sprintf("export SBX_STAR_API_KEY=%s\n", key)
 	}
+	io.WriteString(stdout, hello) // at once: who reads it waits for it
 	ctx, _, stop := untilSignal(context.Background(), io.Discard)
 	defer stop()
 	return s.Serve(ctx, listener)
