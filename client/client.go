@@ -5,7 +5,7 @@
 //
 // Every method takes a context and returns as soon as it ends. Failures are
 // *Error values, told apart with errors.Is and the Err… kinds. The package
-// reads no environment and prints nothing.
+// reads no environment, but for the proxy's, and prints nothing.
 package client
 
 import (
@@ -77,8 +77,14 @@ func New(o Options) (*Client, error) {
 		o.Endpoint = DefaultEndpoint
 	}
 	base, err := url.Parse(strings.TrimRight(o.Endpoint, "/"))
-	if err != nil || base.Host == "" || base.Scheme != "http" && base.Scheme != "https" {
-		return nil, argumentError("endpoint %q is no http or https URL", o.Endpoint)
+	if err != nil || base.Host == "" || base.Scheme != "http" && base.Scheme != "https" || strings.ContainsAny(o.Endpoint, "?#") {
+		return nil, argumentError("endpoint %q is no http or https URL without a query", o.Endpoint)
+	}
+	headers := merge(http.Header{"User-Agent": {"sbx-star"}}, key(o.APIKey), o.Headers)
+	for name, values := range headers {
+		if strings.ContainsAny(strings.Join(values, ""), "\r\n\x00") {
+			return nil, argumentError("the value of header %s contains a line break or a NUL character", name)
+		}
 	}
 	if o.Timeout == 0 {
 		o.Timeout = 10 * time.Second
@@ -97,8 +103,7 @@ func New(o Options) (*Client, error) {
 	}
 	c := &Client{
 		base: base, dial: o.Dial, timeout: o.Timeout, retries: retries, websocket: o.WebSocket.withDefaults(),
-		headers: merge(http.Header{"User-Agent": {"sbx-star"}}, key(o.APIKey), o.Headers),
-		sleep:   sleep, jitter: rand.Float64,
+		headers: headers, sleep: sleep, jitter: rand.Float64,
 	}
 	c.http = &http.Client{
 		Transport:     transport,
@@ -181,8 +186,9 @@ func escape(s string) string {
 
 // mayHoldKey refuses to send credentials in the clear to another machine than
 // an encrypted control plane (§1.3).
-func (c *Client) mayHoldKey(u *url.URL) error {
-	if c.base.Scheme != "https" || u.Scheme == "https" || u.Scheme == "wss" || c.headers.Get("X-Api-Key") == "" {
+func (c *Client) mayHoldKey(u *url.URL, headers http.Header) error {
+	secret := headers.Get("X-Api-Key") + headers.Get("X-Service-Key") + headers.Get("Authorization")
+	if c.base.Scheme != "https" || u.Scheme == "https" || u.Scheme == "wss" || secret == "" {
 		return nil
 	}
 	if ip := net.ParseIP(u.Hostname()); u.Hostname() == "localhost" || ip != nil && ip.IsLoopback() {
@@ -202,7 +208,7 @@ func (c *Client) json(ctx context.Context, call call, out any) error {
 	request := response.Request
 	switch {
 	case err != nil:
-		return c.failed(ctx, request, err)
+		return err
 	case len(raw) > maxAnswer:
 		return &Error{Kind: ErrClient, Message: fmt.Sprintf("%s %s was answered with more than %d MiB", request.Method, request.URL.Path, maxAnswer>>20)}
 	case out == nil:
@@ -237,8 +243,8 @@ func (c *Client) do(ctx context.Context, call call) (*http.Response, error) {
 			return response, nil
 		}
 		var e *Error
-		if !errors.As(err, &e) {
-			return nil, err // the context's
+		if ctx.Err() != nil || !errors.As(err, &e) {
+			return nil, err
 		}
 		e.ambiguous = ambiguous
 		repeat := e.Status != 0 && call.policy.repeats(e.Status) || e.Status == 0 && !connected
@@ -285,13 +291,13 @@ func (c *Client) attempt(ctx context.Context, call call, body []byte) (_ *http.R
 	})
 	request, err := http.NewRequestWithContext(traced, method, call.path.url, sent)
 	if err != nil {
-		return nil, false, argumentError("bad request to %s: %v", call.path.url, err)
-	}
-	if err := c.mayHoldKey(request.URL); err != nil {
-		return nil, true, err
+		return nil, true, argumentError("bad request to %s: %v", call.path.url, err)
 	}
 	request.URL.RawQuery = call.query.Encode()
 	request.Header = merge(c.headers, call.headers)
+	if err := c.mayHoldKey(request.URL, request.Header); err != nil {
+		return nil, true, err
+	}
 	if body != nil {
 		request.Header.Set("Content-Type", "application/json")
 	} else if call.content != nil {

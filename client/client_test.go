@@ -208,7 +208,8 @@ func inBubble(t *testing.T, o Options, handler http.Handler, f func(t *testing.T
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		listener := &pipes{conns: make(chan net.Conn), done: make(chan struct{})}
-		server := &http.Server{Handler: handler}
+		base, stop := context.WithCancel(context.Background())
+		server := &http.Server{Handler: handler, BaseContext: func(net.Listener) context.Context { return base }}
 		var serving sync.WaitGroup
 		serving.Go(func() { server.Serve(listener) })
 		o.Endpoint, o.APIKey, o.Dial = cmp.Or(o.Endpoint, pipeURL+"/v2/sandboxes"), apiKey, listener.dial
@@ -219,6 +220,7 @@ func inBubble(t *testing.T, o Options, handler http.Handler, f func(t *testing.T
 		c.jitter = func() float64 { return 0 }
 		defer func() {
 			c.Close()
+			stop()
 			server.Close()
 			serving.Wait()
 		}()
@@ -416,7 +418,7 @@ func TestTheKeyStaysEncrypted(t *testing.T) {
 
 func TestTheKeyIsNeverShown(t *testing.T) {
 	c, s := serve(t, answer{500, `{"detail":{"error":"Oops","message":"no"}}`, nil}, answer{200, "<html>", nil}, answer{302, "", nil}, answer{0, "", nil})
-	for _, text := range []string{fmt.Sprint(c), fmt.Sprintf("%s", c), c.String(), c.Endpoint()} {
+	for _, text := range []string{fmt.Sprint(c), fmt.Sprintf("%+v", c), c.String(), c.Endpoint()} {
 		if strings.Contains(text, apiKey) || !strings.Contains(text, s.url) {
 			t.Errorf("the client is shown as %q", text)
 		}

@@ -34,9 +34,9 @@ type Chunk struct {
 type Command struct {
 	sandbox *Sandbox
 	options RunOptions
-	kick    chan struct{} // wakes Next when a kill or an attachment changed its situation
+	kick    chan struct{} // wakes Next when Kill or Close changed its situation
 
-	attaching sync.Mutex // one attachment at a time
+	attaching chan struct{} // held by the one attachment at a time
 
 	mu          sync.Mutex // guards what follows
 	id          string
@@ -47,16 +47,25 @@ type Command struct {
 	finished    bool
 	closed      bool
 	delivered   [2]int64 // bytes of each stream that Next has returned
+	received    [2]int64 // and those that it will have when the queue is empty
 
 	// What follows belongs to who calls Next.
 	held     [2]string // an incomplete character at the end of what was received
+	gap      [2]int64  // bytes lost before what is received next
 	output   [2]strings.Builder
-	queue    []Chunk
+	queue    []piece
 	attempts int
 	started  time.Time
 	duration time.Duration
 	exitCode int
 	final    error // io.EOF after the exit
+}
+
+// A piece is a chunk and the offset of the bytes behind it, which need not be
+// those of its text.
+type piece struct {
+	Chunk
+	end int64
 }
 
 const (
@@ -72,11 +81,8 @@ var streams = [2]string{wire.Stdout, wire.Stderr}
 // Start starts a command and returns once it runs. It is started once, however
 // often the connection fails on the way, as far as the server knows command ids.
 func (s *Sandbox) Start(ctx context.Context, o RunOptions) (*Command, error) {
-	if o.Command == "" {
-		return nil, argumentError("there is no command to run")
-	}
-	if o.RunConfig != nil && (o.Env != nil || o.Cwd != "") {
-		return nil, argumentError("run_config excludes env and cwd; put both into it")
+	if err := o.validate(); err != nil {
+		return nil, err
 	}
 	if o.CommandID == "" {
 		id, err := uuid.NewV7()
@@ -88,8 +94,7 @@ func (s *Sandbox) Start(ctx context.Context, o RunOptions) (*Command, error) {
 	c := newCommand(s, o)
 	limits := s.client.websocket
 	for deadline, n := time.Now().Add(limits.ConnectBudget), 1; ; n++ {
-		left := time.Until(deadline)
-		sent, err := c.start(ctx, min(limits.Open, left))
+		sent, err := c.start(ctx, deadline)
 		if err == nil {
 			return c, nil
 		}
@@ -118,6 +123,7 @@ func (s *Sandbox) Start(ctx context.Context, o RunOptions) (*Command, error) {
 func (s *Sandbox) Reconnect(commandID string, o ReconnectOptions) *Command {
 	c := newCommand(s, RunOptions{CommandID: commandID, PTY: o.PTY, Headers: o.Headers})
 	c.delivered = [2]int64{o.StdoutOffset, o.StderrOffset}
+	c.received = c.delivered
 	c.stdinClosed = o.StdinClosed
 	c.started = time.Now()
 	return c
@@ -132,13 +138,14 @@ type ReconnectOptions struct {
 }
 
 func newCommand(s *Sandbox, o RunOptions) *Command {
-	return &Command{sandbox: s, options: o, kick: make(chan struct{}, 1), id: o.CommandID, stdinClosed: o.CloseStdin && !o.PTY}
+	return &Command{sandbox: s, options: o, kick: make(chan struct{}, 1), attaching: make(chan struct{}, 1), id: o.CommandID, stdinClosed: o.CloseStdin && !o.PTY}
 }
 
 // start opens a socket and has the command started on it, or attached to if an
 // earlier attempt did start it. sent tells whether the server may have done so.
-func (c *Command) start(ctx context.Context, timeout time.Duration) (sent bool, err error) {
-	sock, err := c.open(ctx, timeout)
+func (c *Command) start(ctx context.Context, deadline time.Time) (sent bool, err error) {
+	limit := c.sandbox.client.websocket.Open
+	sock, err := c.open(ctx, min(limit, time.Until(deadline)))
 	if err != nil {
 		return false, err
 	}
@@ -147,10 +154,11 @@ func (c *Command) start(ctx context.Context, timeout time.Duration) (sent bool, 
 			sock.close()
 		}
 	}()
-	if err := sock.write(c.options.message()); err != nil {
+	if err := sock.write(context.WithoutCancel(ctx), c.options.message()); err != nil {
 		return true, err
 	}
-	timer := time.NewTimer(timeout)
+	limit = min(limit, time.Until(deadline))
+	timer := time.NewTimer(limit)
 	defer timer.Stop()
 	var first wire.Message
 	select {
@@ -160,8 +168,9 @@ func (c *Command) start(ctx context.Context, timeout time.Duration) (sent bool, 
 		}
 		first = m
 	case <-timer.C:
-		return true, &Error{Kind: ErrConnectTimeout, Message: fmt.Sprintf("the server did not start the command within %v", timeout.Round(time.Millisecond)), Operation: "command"}
+		return true, &Error{Kind: ErrConnectTimeout, Message: fmt.Sprintf("the server did not start the command within %v", limit.Round(time.Millisecond)), Operation: "command"}
 	case <-ctx.Done():
+		sock.write(context.WithoutCancel(ctx), &wire.Kill{}) // nobody will have a handle on it
 		return true, context.Cause(ctx)
 	}
 	switch m := first.(type) {
@@ -257,13 +266,16 @@ func (c *Command) Next(ctx context.Context) (Chunk, error) {
 }
 
 // deliver hands out the first queued chunk: from now on it is the caller's, and
-// a reconnect goes on behind it.
+// another handle goes on behind it.
 func (c *Command) deliver() Chunk {
-	chunk := c.queue[0]
+	first := c.queue[0]
 	c.queue = c.queue[1:]
-	i := index(chunk.Stream)
-	c.output[i].WriteString(chunk.Data)
-	return chunk
+	i := index(first.Stream)
+	c.output[i].WriteString(first.Data)
+	c.mu.Lock()
+	c.delivered[i] = first.end
+	c.mu.Unlock()
+	return first.Chunk
 }
 
 func index(stream string) int {
@@ -311,14 +323,14 @@ func (c *Command) receive(ctx context.Context, sock *socket) error {
 		c.take(index(m.Stream), string(m.Data), m.Offset)
 	case *wire.Exit:
 		c.flush()
-		c.end(m.ExitCode, io.EOF)
+		c.end(true, m.ExitCode, io.EOF)
 	case *wire.ExecError:
 		c.flush()
 		operation := "command"
-		if c.options.Command == "" {
+		if sock.again {
 			operation = "reconnect"
 		}
-		c.end(-1, c.commandError(m, operation))
+		c.end(true, -1, c.commandError(m, operation))
 	}
 	return nil
 }
@@ -344,10 +356,10 @@ func (c *Command) outOfPatience() {
 	c.mu.Unlock()
 	c.flush()
 	if killed {
-		c.end(128+9, io.EOF)
+		c.end(true, 128+9, io.EOF)
 		return
 	}
-	c.end(-1, &Error{Kind: ErrCommandTimeout, Operation: "command", ErrorType: wire.ErrCommandTimeout, Timeout: c.options.Timeout,
+	c.end(false, -1, &Error{Kind: ErrCommandTimeout, Operation: "command", ErrorType: wire.ErrCommandTimeout, Timeout: c.options.Timeout,
 		Message: fmt.Sprintf("the server did not end the command %v after its timeout of %v", graceAfter, c.options.Timeout)})
 }
 
@@ -356,7 +368,7 @@ func (c *Command) outOfPatience() {
 // held back.
 func (c *Command) take(i int, data string, offset int64) {
 	at := c.position(i)
-	if offset < at {
+	if offset = max(offset, 0); offset < at {
 		data = data[min(int64(len(data)), at-offset):]
 		offset = at
 	}
@@ -378,20 +390,20 @@ func (c *Command) take(i int, data string, offset int64) {
 func (c *Command) position(i int) int64 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.delivered[i] + int64(len(c.held[i]))
+	return c.received[i] + int64(len(c.held[i]))
 }
 
 // queueText queues text, which starts where the stream stands plus the gap.
-// Whatever is queued is returned before anything else is received, so the
-// offsets can move now.
 func (c *Command) queueText(i int, text string, gap int64) {
 	c.mu.Lock()
-	c.delivered[i] += gap
-	offset := c.delivered[i]
-	c.delivered[i] += int64(len(text))
+	offset := c.received[i] + gap
+	end := offset + int64(len(text))
+	c.received[i] = end
 	c.mu.Unlock()
+	c.gap[i] += gap
 	if text != "" {
-		c.queue = append(c.queue, Chunk{streams[i], strings.ToValidUTF8(text, "\ufffd"), offset, gap})
+		c.queue = append(c.queue, piece{Chunk{streams[i], strings.ToValidUTF8(text, "\ufffd"), offset, c.gap[i]}, end})
+		c.gap[i] = 0
 	}
 }
 
@@ -433,17 +445,19 @@ func (c *Command) commandError(m *wire.ExecError, operation string) *Error {
 	return e
 }
 
-// end is the end of the command as far as this handle is concerned.
-func (c *Command) end(exitCode int, final error) {
+// end is the end of what this handle reads; finished tells whether the command
+// has ended too.
+func (c *Command) end(finished bool, exitCode int, final error) {
 	c.exitCode, c.final, c.duration = exitCode, final, time.Since(c.started)
 	var e *Error
 	if errors.As(final, &e) {
-		stdout, stderr := c.collected()
-		e.Stdout, e.Stderr = stdout, stderr
+		own := *e // errDetached is everybody's
+		own.Stdout, own.Stderr = c.collected()
+		c.final = &own
 	}
 	c.mu.Lock()
 	sock := c.sock
-	c.sock, c.finished = nil, true
+	c.sock, c.finished = nil, finished
 	c.mu.Unlock()
 	if sock != nil {
 		sock.close()
@@ -481,12 +495,12 @@ func (c *Command) lost(ctx context.Context, err error) {
 	}
 	if permanent {
 		c.flush()
-		c.end(-1, err)
+		c.end(false, -1, err)
 		return
 	}
 	if c.attempts++; c.attempts > maxReconnects {
 		c.flush()
-		c.end(-1, &Error{Kind: ErrConnection, Operation: "reconnect", Err: err,
+		c.end(false, -1, &Error{Kind: ErrConnection, Operation: "reconnect", Err: err,
 			Message: fmt.Sprintf("giving up on command %s after %d lost connections in a row: %v", c.ID(), c.attempts, err)})
 		return
 	}
@@ -513,11 +527,15 @@ func (c *Command) lost(ctx context.Context, err error) {
 // the output from where this handle stands, and repeats what the command has
 // been told for good.
 func (c *Command) attached(ctx context.Context) (*socket, error) {
-	c.attaching.Lock()
-	defer c.attaching.Unlock()
+	select {
+	case c.attaching <- struct{}{}:
+		defer func() { <-c.attaching }()
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
 	c.mu.Lock()
 	sock, closed := c.sock, c.closed
-	hello := &wire.Reconnect{CommandID: c.id, StdoutOffset: c.delivered[0], StderrOffset: c.delivered[1]}
+	hello := &wire.Reconnect{CommandID: c.id, StdoutOffset: c.received[0], StderrOffset: c.received[1]}
 	c.mu.Unlock()
 	if closed {
 		return nil, errDetached
@@ -539,7 +557,7 @@ func (c *Command) attached(ctx context.Context) (*socket, error) {
 		say = append(say, &wire.Kill{})
 	}
 	for _, m := range say {
-		if err := sock.write(m); err != nil {
+		if err := sock.write(ctx, m); err != nil {
 			sock.close()
 			return nil, err
 		}
@@ -548,7 +566,7 @@ func (c *Command) attached(ctx context.Context) (*socket, error) {
 		sock.close()
 		return nil, errDetached
 	}
-	c.sock = sock
+	sock.again, c.sock = true, sock
 	return sock, nil
 }
 
@@ -577,8 +595,8 @@ func (c *Command) Kill(ctx context.Context) error {
 	c.mu.Unlock()
 	defer c.wake()
 	if sock != nil {
-		if sock.write(&wire.Kill{}) == nil {
-			return nil
+		if err := sock.write(ctx, &wire.Kill{}); err == nil || ctx.Err() != nil {
+			return err
 		}
 		c.mu.Lock()
 		if c.sock == sock {
@@ -597,7 +615,7 @@ func (c *Command) abort() {
 	sock := c.sock
 	c.mu.Unlock()
 	if sock != nil {
-		sock.write(&wire.Kill{})
+		sock.write(context.Background(), &wire.Kill{})
 	}
 }
 
@@ -631,7 +649,7 @@ func (c *Command) SendInput(ctx context.Context, data []byte) error {
 	for len(data) > 0 {
 		piece := data[:min(len(data), inputPiece)]
 		piece = piece[:len(piece)-incomplete(string(piece[max(0, len(piece)-utf8.UTFMax):]))]
-		if err := sock.write(&wire.Input{Data: string(piece)}); err != nil {
+		if err := sock.write(ctx, &wire.Input{Data: string(piece)}); err != nil {
 			return err
 		}
 		data = data[len(piece):]
@@ -641,7 +659,7 @@ func (c *Command) SendInput(ctx context.Context, data []byte) error {
 
 // CloseStdin is the end of the command's input. It is remembered, and has no
 // effect on a terminal, where "\x04" is the end.
-func (c *Command) CloseStdin(context.Context) error {
+func (c *Command) CloseStdin(ctx context.Context) error {
 	c.mu.Lock()
 	sock := c.sock
 	if c.finished || c.stdinClosed || c.options.PTY {
@@ -651,7 +669,7 @@ func (c *Command) CloseStdin(context.Context) error {
 	c.stdinClosed = true
 	c.mu.Unlock()
 	if sock != nil {
-		sock.write(&wire.CloseStdin{}) // if it is lost, the next attachment says it again
+		sock.write(ctx, &wire.CloseStdin{}) // if it is lost, the next attachment says it again
 	}
 	return nil
 }

@@ -83,7 +83,7 @@ type Error struct {
 	Operation    string        // command, read, write or reconnect
 	Timeout      time.Duration // of ErrCommandTimeout
 	Port         int           // of tunnels
-	RetryAfter   time.Duration // what the server asked for
+	RetryAfter   time.Duration // what an answer asked for; negative if it asked for nothing
 
 	Stdout, Stderr string // of a command, as far as it was received
 
@@ -210,7 +210,7 @@ func mapBoxCreate(e *Error, p wire.Problem) {
 	case e.Status == http.StatusConflict:
 		e.Kind, e.ResourceType = ErrAlreadyExists, "sandbox"
 	case e.Status == http.StatusUnprocessableEntity && p.Details == nil:
-		e.Kind, e.ResourceType = ErrCreation, "sandbox"
+		e.Kind, e.ResourceType, e.Details = ErrCreation, "sandbox", nil
 	case e.Status == http.StatusServiceUnavailable:
 		e.Kind, e.ResourceType = ErrCreation, "sandbox"
 		if e.ErrorType == "" {
@@ -266,11 +266,10 @@ func answerError(method, path string, status int, header http.Header, raw []byte
 		Kind: ErrClient, Message: p.Message, Status: status, ErrorType: p.Type, ErrorID: p.ID,
 		Method: method, Path: path, Body: raw, RetryAfter: retryAfter(header),
 	}
-	if status >= 300 && status < 400 {
+	switch {
+	case status/100 == 3:
 		e.Message = fmt.Sprintf("the server redirects %s %s, which is not followed; name its real address as the endpoint", method, path)
-		return e
-	}
-	if !json.Valid(raw) {
+	case status/100 < 3 || !json.Valid(raw):
 		e.Message = fmt.Sprintf("%s %s was answered with status %d and no reason: is this a sandbox server?", method, path, status)
 	}
 	m(e, p)

@@ -72,6 +72,9 @@ func noSocket(err error) bool {
 // Exec runs a command over plain HTTP, with nothing on its stdin. Its output
 // comes when it has ended, and the server bounds how much that is.
 func (s *Sandbox) Exec(ctx context.Context, o RunOptions) (*Result, error) {
+	if err := o.validate(); err != nil {
+		return nil, err
+	}
 	started := time.Now()
 	response, err := send[wire.ExecResponse](ctx, s.client, call{
 		method: http.MethodPost, path: s.dataplane("execute", false), headers: o.Headers, policy: executing,
@@ -86,6 +89,18 @@ func (s *Sandbox) Exec(ctx context.Context, o RunOptions) (*Result, error) {
 		return nil, err
 	}
 	return &Result{response.Stdout, response.Stderr, response.ExitCode, "", time.Since(started)}, nil
+}
+
+func (o RunOptions) validate() error {
+	switch {
+	case o.Command == "":
+		return argumentError("there is no command to run")
+	case o.RunConfig != nil && (o.Env != nil || o.Cwd != ""):
+		return argumentError("run_config excludes env and cwd; put both into it")
+	case o.Timeout < 0:
+		return argumentError("the timeout of a command is %v, and must be 0, which is none, or positive", o.Timeout)
+	}
+	return nil
 }
 
 func (o RunOptions) shell() string {

@@ -83,7 +83,11 @@ func (s *Sandbox) Exists(ctx context.Context, path string) (bool, error) {
 
 func (s *Sandbox) existsByCommand(ctx context.Context, path string) (bool, error) {
 	quoted := "'" + strings.ReplaceAll(path, "'", `'\''`) + "'"
-	result, err := s.Run(ctx, RunOptions{Command: "test -e " + quoted + " || test -L " + quoted, Shell: "/bin/sh", Timeout: fileTimeout, CloseStdin: true})
+	begin := ""
+	if !strings.HasPrefix(path, "/") {
+		begin, quoted = "cd /home/user 2>/dev/null; ", "./"+quoted // where files are, wherever commands run (§5)
+	}
+	result, err := s.Run(ctx, RunOptions{Command: begin + "test -e " + quoted + " || test -L " + quoted, Shell: "/bin/sh", Timeout: fileTimeout, CloseStdin: true})
 	if err != nil {
 		return false, err
 	}
@@ -107,8 +111,9 @@ type content struct {
 	data        io.Reader
 	start       int64 // where data stood, if it can be rewound
 
-	mu        sync.Mutex // held while data is read: the transport may outlive the attempt
-	abandoned atomic.Bool
+	// The transport may read on when an attempt, or the call, is over.
+	mu      sync.Mutex   // held while data is read
+	attempt atomic.Int64 // the one that may read
 }
 
 func newContent(r io.Reader) (*content, error) {
@@ -137,7 +142,8 @@ func newContent(r io.Reader) (*content, error) {
 
 // open is the body from its beginning.
 func (c *content) open() io.ReadCloser {
-	return io.NopCloser(io.MultiReader(bytes.NewReader(c.head), dataReader{c}, bytes.NewReader(c.tail)))
+	data := dataReader{c, c.attempt.Add(1)}
+	return io.NopCloser(io.MultiReader(bytes.NewReader(c.head), data, bytes.NewReader(c.tail)))
 }
 
 // rewind makes the content ready to be sent again, if that is possible.
@@ -145,21 +151,25 @@ func (c *content) rewind() bool {
 	if c.start < 0 {
 		return false
 	}
+	c.abandon()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	_, err := c.data.(io.Seeker).Seek(c.start, io.SeekStart)
 	return err == nil
 }
 
-// abandon stops the transport from reading on when the call is over.
-func (c *content) abandon() { c.abandoned.Store(true) }
+// abandon ends the attempt's reading, but for a Read that is under way.
+func (c *content) abandon() { c.attempt.Add(1) }
 
-type dataReader struct{ *content }
+type dataReader struct {
+	*content
+	attempt int64
+}
 
 func (d dataReader) Read(p []byte) (int, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.abandoned.Load() {
+	if d.attempt != d.content.attempt.Load() {
 		return 0, io.ErrClosedPipe
 	}
 	return d.data.Read(p)

@@ -44,24 +44,29 @@ const (
 
 // backoff is how long to wait before attempt n+1; jitter is in [0, 1).
 func backoff(n, status int, asked time.Duration, jitter float64) time.Duration {
-	seconds := func(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
+	first, longest := 1.0, longestBackoff
 	if status == http.StatusTooManyRequests {
-		return min(seconds(asked.Seconds()*math.Pow(2, float64(n))+jitter), longestWait)
+		longest = longestWait
+		if asked >= 0 {
+			first = asked.Seconds()
+		}
 	}
-	return min(seconds(math.Pow(2, float64(n))+jitter), longestBackoff)
+	return inSeconds(min(math.Ldexp(first, n)+jitter, longest.Seconds()))
 }
 
-// retryAfter reads the header of that name: seconds or an HTTP date, never
-// negative, and one second where there is none to be read.
+func inSeconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
+
+// retryAfter reads the header of that name: seconds or an HTTP date. It is
+// negative only where there is none to be read.
 func retryAfter(h http.Header) time.Duration {
 	value := h.Get("Retry-After")
 	if s, err := strconv.ParseFloat(value, 64); err == nil && !math.IsNaN(s) {
-		return time.Duration(min(max(s, 0), longestWait.Seconds()) * float64(time.Second))
+		return inSeconds(min(max(s, 0), unbounded.Seconds()))
 	}
 	if at, err := http.ParseTime(value); err == nil {
-		return min(max(time.Until(at), 0), longestWait)
+		return max(time.Until(at), 0)
 	}
-	return time.Second
+	return -1
 }
 
 // sleep waits, or returns why the context ended.

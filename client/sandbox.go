@@ -40,12 +40,13 @@ func (c *Client) CreateSandbox(ctx context.Context, b wire.BoxCreate) (*Sandbox,
 			b.Timeout = &wait
 		}
 		wait = *b.Timeout
-		request.timeout += time.Duration(wait) * time.Second
+		request.timeout += time.Duration(max(wait, 0)) * time.Second
+	} else {
+		b.Timeout = nil
 	}
 	request.body = b
 	box, err := send[wire.Box](ctx, c, request)
-	var e *Error
-	if errors.As(err, &e) && e.Kind == ErrAlreadyExists && e.ambiguous {
+	if ofRepetition(err, ErrAlreadyExists) {
 		return c.created(ctx, b, time.Duration(wait)*time.Second, err)
 	}
 	if err != nil {
@@ -128,12 +129,24 @@ func (c *Client) UpdateSandbox(ctx context.Context, name string, u wire.BoxUpdat
 // DeleteSandbox ends and deletes a sandbox. One that does not exist is
 // ErrNotFound, unless it was this call whose first answer got lost.
 func (c *Client) DeleteSandbox(ctx context.Context, name string) error {
-	err := c.json(ctx, call{method: http.MethodDelete, path: c.path("boxes", name), errors: of("sandbox")}, nil)
-	var e *Error
-	if errors.As(err, &e) && e.Kind == ErrNotFound && e.ambiguous {
+	return c.delete(ctx, call{path: c.path("boxes", name), errors: of("sandbox")})
+}
+
+// delete sends a DELETE. What is gone when it is sent again, was deleted before.
+func (c *Client) delete(ctx context.Context, call call) error {
+	call.method = http.MethodDelete
+	err := c.json(ctx, call, nil)
+	if ofRepetition(err, ErrNotFound) {
 		return nil
 	}
 	return err
+}
+
+// ofRepetition reports whether err is of that kind and may be the work of an
+// earlier attempt, whose answer a gateway lost.
+func ofRepetition(err error, kind *Kind) bool {
+	var e *Error
+	return errors.As(err, &e) && e.Kind == kind && e.ambiguous
 }
 
 // SandboxStatus is the cheap way to ask how a sandbox is.
@@ -142,8 +155,12 @@ func (c *Client) SandboxStatus(ctx context.Context, name string) (*wire.BoxStatu
 }
 
 // WaitForSandbox asks every poll interval until the sandbox is ready, at least
-// once. One that failed is ErrCreation, and ErrTimeout carries the last status.
+// once; an interval of 0 is one of a second. One that failed is ErrCreation, and
+// ErrTimeout carries the last status.
 func (c *Client) WaitForSandbox(ctx context.Context, name string, timeout, poll time.Duration) (*Sandbox, error) {
+	if poll <= 0 {
+		poll = time.Second
+	}
 	for deadline := time.Now().Add(timeout); ; {
 		status, err := c.SandboxStatus(ctx, name)
 		if err != nil {

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -59,16 +60,29 @@ func (c *Client) upgrade(ctx context.Context, to endpoint, headers http.Header, 
 	if err != nil {
 		return nil, argumentError("bad WebSocket URL %s: %v", to.url, err)
 	}
-	if err := c.mayHoldKey(request.URL); err != nil {
+	request.Header = merge(c.headers, headers)
+	if err := c.mayHoldKey(request.URL, request.Header); err != nil {
 		return nil, err
 	}
 	opening, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	dialer := websocket.Dialer{NetDialContext: c.dial, ReadBufferSize: 64 << 10, WriteBufferSize: 16 << 10}
-	if c.dial == nil {
-		dialer.Proxy = http.ProxyFromEnvironment
+	dial, below := c.dial, &openingConn{}
+	dialer := websocket.Dialer{ReadBufferSize: 64 << 10, WriteBufferSize: 16 << 10}
+	if dial == nil {
+		dial, dialer.Proxy = new(net.Dialer).DialContext, http.ProxyFromEnvironment
 	}
-	conn, response, err := dialer.DialContext(opening, to.url, merge(c.headers, headers))
+	dialer.NetDialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		conn, err := dial(ctx, network, addr)
+		if err == nil {
+			below.Conn, below.release = conn, context.AfterFunc(ctx, func() { conn.Close() })
+		}
+		return below, err
+	}
+	conn, response, err := dialer.DialContext(opening, to.url, request.Header)
+	if below.release != nil && !below.release() && err == nil {
+		conn.Close()
+		err = context.Cause(opening)
+	}
 	switch {
 	case err == nil:
 		return conn, nil
@@ -76,10 +90,25 @@ func (c *Client) upgrade(ctx context.Context, to endpoint, headers http.Header, 
 		return nil, context.Cause(ctx)
 	case response != nil && errors.Is(err, websocket.ErrBadHandshake):
 		return nil, upgradeError(request.URL.Path, response)
-	case timedOut(err), isSocketError(err):
+	case timedOut(err), isSocketError(err), below.ended:
 		return nil, connectionError(ErrConnectTimeout, "GET", request.URL.Redacted(), err)
 	}
 	return nil, connectionError(ErrConnection, "GET", request.URL.Redacted(), fmt.Errorf("the sandbox is stopped or unreachable, or something else than a sandbox server answers there: %w", err))
+}
+
+// openingConn ends with the context, which the dialer does not look at once it
+// is connected, and knows whether it ended, which an answer that breaks off in
+// the middle of a line does not tell.
+type openingConn struct {
+	net.Conn
+	release func() bool // from the context; nil if there is no connection
+	ended   bool
+}
+
+func (c *openingConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	c.ended = c.ended || err != nil
+	return n, err
 }
 
 // isSocketError tells failures below HTTP from answers that make no sense.
@@ -92,7 +121,7 @@ func isSocketError(err error) bool {
 // upgradeError reads an answer that is no upgrade.
 func upgradeError(path string, response *http.Response) *Error {
 	raw, _ := io.ReadAll(io.LimitReader(response.Body, maxErrorAnswer))
-	e := answerError("GET", path, response.StatusCode, response.Header, raw, func(e *Error, _ wire.Problem) {
+	return answerError("GET", path, response.StatusCode, response.Header, raw, func(e *Error, _ wire.Problem) {
 		switch e.Status {
 		case http.StatusUnauthorized, http.StatusForbidden:
 			e.Kind = ErrAuthentication
@@ -102,10 +131,6 @@ func upgradeError(path string, response *http.Response) *Error {
 			e.Kind = ErrConnection
 		}
 	})
-	if response.Header.Get("Retry-After") == "" {
-		e.RetryAfter = -1 // there is none, so the backoff counts
-	}
-	return e
 }
 
 // A socket is one attached WebSocket. Its two goroutines end with close.
@@ -114,18 +139,19 @@ type socket struct {
 	timeouts WebSocketTimeouts
 	frames   chan wire.Message // closed after the last one, when err is set
 	err      error
+	again    bool // opened to re-attach
 	quit     chan struct{}
 	once     sync.Once
 	running  sync.WaitGroup
 
-	writing sync.Mutex
+	writing chan struct{} // held while a message is written
 }
 
 // queuedFrames is how far the socket reads ahead of who iterates.
 const queuedFrames = 16
 
 func newSocket(conn *websocket.Conn, timeouts WebSocketTimeouts) *socket {
-	s := &socket{conn: conn, timeouts: timeouts, frames: make(chan wire.Message, queuedFrames), quit: make(chan struct{})}
+	s := &socket{conn: conn, timeouts: timeouts, frames: make(chan wire.Message, queuedFrames), quit: make(chan struct{}), writing: make(chan struct{}, 1)}
 	conn.SetReadLimit(maxMessage)
 	conn.SetPongHandler(func(string) error { return s.expectSomething() })
 	answer := conn.PingHandler()
@@ -173,6 +199,9 @@ var errDetached = &Error{Kind: ErrConnection, Message: "the handle was closed"}
 // lostError says why a socket ended. Only a planned restart has a kind of its
 // own; whether the end came too early is for the command to know.
 func lostError(err error) *Error {
+	if errors.Is(err, websocket.ErrReadLimit) {
+		return &Error{Kind: ErrClient, Message: fmt.Sprintf("the server sent a message of more than %d MiB", maxMessage>>20), Err: err}
+	}
 	var closed *websocket.CloseError
 	if errors.As(err, &closed) {
 		e := &Error{Kind: ErrConnection, Message: strings.TrimSuffix(fmt.Sprintf("the server closed the connection with code %d: %s", closed.Code, closed.Text), ": "), Err: err}
@@ -182,7 +211,7 @@ func lostError(err error) *Error {
 		return e
 	}
 	if timedOut(err) {
-		return &Error{Kind: ErrConnection, Message: "the server did not answer pings", Err: err}
+		return &Error{Kind: ErrConnection, Message: "the server stopped responding", Err: err}
 	}
 	return &Error{Kind: ErrConnection, Message: fmt.Sprintf("the connection was lost: %v", err), Err: err}
 }
@@ -193,6 +222,13 @@ func (s *socket) ping() {
 	for {
 		select {
 		case <-tick.C:
+			select {
+			case s.writing <- struct{}{}:
+				<-s.writing
+			default:
+				s.expectSomething() // of a peer that is not asked: what is being written is in the way
+				continue
+			}
 			if s.conn.WriteControl(websocket.PingMessage, nil, time.Now().Add(s.timeouts.Close)) != nil {
 				s.conn.Close() // wakes the reader, which reports it
 				return
@@ -203,20 +239,39 @@ func (s *socket) ping() {
 	}
 }
 
-// write sends one message.
-func (s *socket) write(m wire.Message) error {
+// write sends one message. Input may take as long as the command does not read
+// it; a kill does not wait behind that. Where an error comes from sending, the
+// socket is of no use any more.
+func (s *socket) write(ctx context.Context, m wire.Message) error {
 	text, err := wire.EncodeMessage(m)
 	if err != nil {
 		return argumentError("the message cannot be written as JSON: %v", err)
 	}
-	s.writing.Lock()
-	defer s.writing.Unlock()
-	s.conn.SetWriteDeadline(time.Now().Add(s.timeouts.Close))
-	if err := s.conn.WriteMessage(websocket.TextMessage, text); err != nil {
-		return lostError(err)
+	limit := s.timeouts.Close
+	switch m.(type) {
+	case *wire.Input, *wire.CloseStdin:
+		limit = unbounded
+	case *wire.Kill:
+		limit = min(limit, time.Second)
 	}
-	return nil
+	limited, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	select {
+	case s.writing <- struct{}{}:
+		defer func() { <-s.writing }()
+	case <-limited.Done():
+		return cmp.Or(context.Cause(ctx), error(errBusy))
+	}
+	stop := context.AfterFunc(limited, func() { s.conn.Close() })
+	err = s.conn.WriteMessage(websocket.TextMessage, text)
+	if stopped := stop(); stopped && err == nil {
+		return nil
+	}
+	s.conn.Close() // wakes the reader
+	return cmp.Or(context.Cause(ctx), error(lostError(cmp.Or(err, context.Cause(limited)))))
 }
+
+var errBusy = &Error{Kind: ErrConnection, Message: "the connection is taken up by input that the command does not read"}
 
 // close says goodbye, does not wait for the answer, and ends both goroutines.
 func (s *socket) close() {

@@ -56,6 +56,7 @@ func (r *movingReader) Read(p []byte) (int, error) {
 // body is the answer's body: its end, or Close, ends the attempt. A body that
 // ends before its announced length is io.ErrUnexpectedEOF, as net/http has it.
 func (s *stall) body(response *http.Response) io.ReadCloser {
+	s.timer.Stop() // a slow reader is no silent server
 	return &attemptBody{stall: s, response: response, inner: response.Body}
 }
 
@@ -66,8 +67,9 @@ type attemptBody struct {
 }
 
 func (b *attemptBody) Read(p []byte) (int, error) {
+	b.stall.timer.Reset(b.stall.timeout)
 	n, err := b.inner.Read(p)
-	b.stall.moved(n)
+	b.stall.timer.Stop()
 	if err == nil || err == io.EOF {
 		return n, err
 	}

@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"net/http"
+	"slices"
 
 	"github.com/sbx-star/sbx-star/wire"
 )
@@ -11,8 +12,15 @@ import (
 
 // CreateTemplate makes a template. A name that is taken is ErrAlreadyExists.
 func (c *Client) CreateTemplate(ctx context.Context, t wire.TemplateCreate) (*wire.Template, error) {
-	return send[wire.Template](ctx, c, call{method: http.MethodPost, path: c.path("templates"), body: t,
+	made, err := send[wire.Template](ctx, c, call{method: http.MethodPost, path: c.path("templates"), body: t,
 		policy: namedCreating, errors: conflicting("template", ErrAlreadyExists)})
+	if ofRepetition(err, ErrAlreadyExists) {
+		found, e := c.GetTemplate(ctx, t.Name)
+		if e == nil && found.Image == t.Image && found.Resources == t.Resources && slices.Equal(found.VolumeMounts, t.VolumeMounts) {
+			return found, nil
+		}
+	}
+	return made, err
 }
 
 // GetTemplate finds a template by its name or id.
@@ -38,7 +46,7 @@ func (c *Client) UpdateTemplate(ctx context.Context, name string, u wire.Templat
 // DeleteTemplate deletes a template. One that sandboxes or pools are made from
 // is ErrInUse.
 func (c *Client) DeleteTemplate(ctx context.Context, name string) error {
-	return c.json(ctx, call{method: http.MethodDelete, path: c.path("templates", name), errors: conflicting("template", ErrInUse)}, nil)
+	return c.delete(ctx, call{path: c.path("templates", name), errors: conflicting("template", ErrInUse)})
 }
 
 // send is json for calls that answer with a T.

@@ -240,7 +240,7 @@ func (d *daemon) start(spec commandSpec, stdout, stderr func([]byte)) (*command,
 		c.code = exitCode(<-ended)
 		close(c.exited)
 		for _, f := range outputs {
-			f.SetReadDeadline(time.Unix(1, 0)) // wakes its pump
+			f.SetReadDeadline(past) // wakes its pump
 		}
 		c.draining.Wait()
 		close(c.ended)
@@ -378,9 +378,10 @@ func read(f *os.File, buf []byte, exited <-chan struct{}) (n int, err error) {
 	var failed error
 	err = conn.Read(func(fd uintptr) bool {
 		for {
+			over := isClosed(exited) // asked before reading: what it wrote last may come in between
 			n, failed = unix.Read(int(fd), buf)
 			if failed != unix.EINTR {
-				return failed != unix.EAGAIN || isClosed(exited)
+				return failed != unix.EAGAIN || over
 			}
 		}
 	})
@@ -399,6 +400,9 @@ func read(f *os.File, buf []byte, exited <-chan struct{}) (n int, err error) {
 }
 
 var errEOF = errors.New("end of file")
+
+// past is a deadline that wakes who waits.
+var past = time.Unix(1, 0)
 
 func isClosed(c <-chan struct{}) bool {
 	select {

@@ -7,7 +7,11 @@ import (
 )
 
 // This file defines the messages that run a command: over HTTP (§5) and over a
-// WebSocket (§6, with the additions of §16.2 and §16.3).
+// WebSocket (§6, with the additions of §16.2 and §16.3, and those of exec.v1 in
+// §15).
+
+// ExecV1 is the WebSocket subprotocol of §15.
+const ExecV1 = "sbx.exec.v1"
 
 // What stands for a field that a request leaves out (§5, §6.2).
 const (
@@ -25,9 +29,9 @@ type Command struct {
 
 func (c Command) MarshalJSON() ([]byte, error) {
 	if c.Argv != nil {
-		return json.Marshal(c.Argv)
+		return plainJSON(c.Argv)
 	}
-	return json.Marshal(c.Line)
+	return plainJSON(c.Line)
 }
 
 func (c *Command) UnmarshalJSON(data []byte) error {
@@ -93,9 +97,9 @@ func (r *ExecResponse) UnmarshalJSON(data []byte) error {
 }
 
 // A Message is one JSON text message of the exec WebSocket: *Execute,
-// *Reconnect, *Input, *CloseStdin and *Kill go to the server; *Started,
-// *Output, *Exit and *ExecError come from it; *Unknown is any other and is to
-// be ignored.
+// *Reconnect, *Input, *CloseStdin and *Kill go to the server, and under ExecV1
+// *Signal and *Resize; *Started, *Output, *Exit and *ExecError come from it,
+// and under ExecV1 *Gap; *Unknown is any other and is to be ignored.
 type Message interface{ messageType() string }
 
 // Execute starts a command, or attaches to the one whose id it names. It
@@ -134,6 +138,17 @@ type CloseStdin struct{}
 // Kill sends SIGKILL to the command's process group.
 type Kill struct{}
 
+// Signal sends a signal, named as in TERM, to the command's process group.
+type Signal struct {
+	Signal string `json:"signal"`
+}
+
+// Resize sets the size of the command's terminal, in characters.
+type Resize struct {
+	Cols int `json:"cols"`
+	Rows int `json:"rows"`
+}
+
 // Started is the first message of the server, to Execute and to Reconnect.
 type Started struct {
 	CommandID string `json:"command_id"`
@@ -154,9 +169,19 @@ type Output struct {
 	Offset int64  `json:"offset"`
 }
 
-// Exit is the last message of a command that ended.
+// Gap says that the output from one offset to another is lost.
+type Gap struct {
+	Stream string `json:"stream"` // Stdout or Stderr
+	From   int64  `json:"from"`
+	To     int64  `json:"to"`
+}
+
+// Exit is the last message of a command that ended. What stands behind the code
+// is sent under ExecV1 only.
 type Exit struct {
-	ExitCode int `json:"exit_code"`
+	ExitCode   int    `json:"exit_code"`
+	Signal     string `json:"signal,omitempty"`      // the one that ended it, as in TERM
+	DurationMS int64  `json:"duration_ms,omitempty"` // milliseconds, rounded up, and so never 0
 }
 
 // ExecError is the last message of a command that failed otherwise (§6.5).
@@ -192,8 +217,11 @@ func (*Reconnect) messageType() string  { return "reconnect" }
 func (*Input) messageType() string      { return "input" }
 func (*CloseStdin) messageType() string { return "close_stdin" }
 func (*Kill) messageType() string       { return "kill" }
+func (*Signal) messageType() string     { return "signal" }
+func (*Resize) messageType() string     { return "resize" }
 func (*Started) messageType() string    { return "started" }
 func (o *Output) messageType() string   { return o.Stream }
+func (*Gap) messageType() string        { return "gap" }
 func (*Exit) messageType() string       { return "exit" }
 func (*ExecError) messageType() string  { return "error" }
 func (u *Unknown) messageType() string  { return u.Type }
@@ -208,9 +236,12 @@ var newMessage = map[string]func() Message{
 	"input":       func() Message { return &Input{} },
 	"close_stdin": func() Message { return &CloseStdin{} },
 	"kill":        func() Message { return &Kill{} },
+	"signal":      func() Message { return &Signal{} },
+	"resize":      func() Message { return &Resize{} },
 	"started":     func() Message { return &Started{} },
 	Stdout:        func() Message { return &Output{Stream: Stdout} },
 	Stderr:        func() Message { return &Output{Stream: Stderr} },
+	"gap":         func() Message { return &Gap{} },
 	"exit":        func() Message { return &Exit{ExitCode: -1} },
 	"error":       func() Message { return &ExecError{Error: "Unknown error", ErrorType: ErrCommand} },
 }
@@ -218,21 +249,24 @@ var newMessage = map[string]func() Message{
 // EncodeMessage returns the JSON text of m, its type first. Characters that
 // matter in HTML alone are not escaped: shell commands are full of them.
 func EncodeMessage(m Message) ([]byte, error) {
-	var text bytes.Buffer
-	text.WriteString(`{"type":"` + m.messageType() + `",`)
-	head := text.Len()
-	encoder := json.NewEncoder(&text)
-	encoder.SetEscapeHTML(false)
-	if err := encoder.Encode(m); err != nil {
+	fields, err := plainJSON(m)
+	if err != nil {
 		return nil, err
 	}
-	message := bytes.TrimSuffix(text.Bytes(), []byte("\n"))
-	copy(message[head:], message[head+1:]) // the brace that is open already
-	message = message[:len(message)-1]
-	if len(message) == head+1 {
-		message = append(message[:head-1], '}') // no fields, no comma
+	head := `{"type":"` + m.messageType() + `"`
+	if len(fields) > len("{}") {
+		head += ","
 	}
-	return message, nil
+	return append([]byte(head), fields[1:]...), nil
+}
+
+// plainJSON is json.Marshal without the escapes for HTML.
+func plainJSON(v any) ([]byte, error) {
+	var text bytes.Buffer
+	encoder := json.NewEncoder(&text)
+	encoder.SetEscapeHTML(false)
+	err := encoder.Encode(v)
+	return bytes.TrimSuffix(text.Bytes(), []byte("\n")), err
 }
 
 // DecodeMessage reads one JSON text message. A field of a wrong type is an

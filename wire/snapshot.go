@@ -15,6 +15,9 @@ type SnapshotCreate struct {
 	RegistryUsername string     `json:"registry_username,omitempty"`
 	RegistryPassword string     `json:"registry_password,omitempty"`
 	RunConfig        *RunConfig `json:"run_config,omitempty"`
+
+	Labels map[string]string `json:"labels,omitzero"`
+	Tag    string            `json:"tag,omitempty"` // "latest" if empty
 }
 
 // SnapshotCapture is the body of POST /boxes/{name}/snapshot. Checkpoint is of
@@ -25,6 +28,9 @@ type SnapshotCapture struct {
 	DockerImage     string     `json:"docker_image,omitempty"`
 	FSCapacityBytes *int64     `json:"fs_capacity_bytes,omitempty"`
 	RunConfig       *RunConfig `json:"run_config,omitempty"`
+
+	Labels map[string]string `json:"labels,omitzero"`
+	Tag    string            `json:"tag,omitempty"` // "latest" if empty
 }
 
 // Snapshot is a root filesystem that sandboxes boot from.
@@ -43,6 +49,9 @@ type Snapshot struct {
 	CreatedAt       string     `json:"created_at,omitempty"`
 	UpdatedAt       string     `json:"updated_at,omitempty"`
 	RunConfig       *RunConfig `json:"run_config,omitempty"`
+
+	Labels map[string]string `json:"labels,omitempty"`
+	Tags   []string          `json:"tags,omitempty"` // under which it is found as name:tag now
 }
 
 func (s *Snapshot) UnmarshalJSON(data []byte) error {
@@ -57,6 +66,18 @@ func (s *Snapshot) UnmarshalJSON(data []byte) error {
 type SnapshotList struct {
 	Snapshots []Snapshot `json:"snapshots"`
 	Offset    int        `json:"offset"`
+}
+
+// SnapshotTags is the answer to GET /snapshots-by-name/{name}.
+type SnapshotTags struct {
+	Name string        `json:"name"`
+	Tags []SnapshotTag `json:"tags"`
+}
+
+// SnapshotTag says which snapshot name:tag stands for.
+type SnapshotTag struct {
+	Tag        string `json:"tag"`
+	SnapshotID string `json:"snapshot_id"`
 }
 
 // RegistryCreate is the body of POST /registries; all fields are required.

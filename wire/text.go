@@ -1,7 +1,6 @@
 package wire
 
 import (
-	"encoding/json"
 	"fmt"
 	"strconv"
 	"unicode/utf16"
@@ -14,7 +13,7 @@ import (
 // behind it (§6.4 counts bytes).
 type Text string
 
-func (t Text) MarshalJSON() ([]byte, error) { return json.Marshal(string(t)) }
+func (t Text) MarshalJSON() ([]byte, error) { return plainJSON(string(t)) }
 
 func (t *Text) UnmarshalJSON(data []byte) error {
 	if string(data) == "null" {

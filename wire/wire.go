@@ -14,7 +14,7 @@
 //     seconds.
 package wire
 
-import "regexp"
+import "strings"
 
 // Status values of boxes and snapshots (§2.4, §2.10).
 const (
@@ -26,11 +26,6 @@ const (
 	StatusBuilding     = "building"
 )
 
-var (
-	nameRule         = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
-	snapshotNameRule = regexp.MustCompile(`^[a-z0-9._-]{1,128}$`)
-)
-
 // NameRule and SnapshotNameRule say in words what ValidName and
 // ValidSnapshotName check.
 const (
@@ -40,10 +35,21 @@ const (
 
 // ValidName reports whether name can be given to a volume, template, pool, box
 // or registry (§2.0).
-func ValidName(name string) bool { return nameRule.MatchString(name) }
+func ValidName(name string) bool {
+	return ofLowerCase(name, "-", 63) && name[0] != '-' && name[len(name)-1] != '-'
+}
 
 // ValidSnapshotName reports whether name can be given to a snapshot (§2.0).
-func ValidSnapshotName(name string) bool { return snapshotNameRule.MatchString(name) }
+func ValidSnapshotName(name string) bool { return ofLowerCase(name, "-_.", 128) }
+
+// ofLowerCase reports whether s is 1 to most lower-case letters, digits and
+// others. It is no regular expression because every start of a sandbox's first
+// process would pay for compiling that.
+func ofLowerCase(s, others string, most int) bool {
+	return s != "" && len(s) <= most && !strings.ContainsFunc(s, func(r rune) bool {
+		return (r < 'a' || r > 'z') && (r < '0' || r > '9') && !strings.ContainsRune(others, r)
+	})
+}
 
 // ValidTTL reports whether seconds can be a time to live: zero, which turns it
 // off, or a positive multiple of 60 (§9).

@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"runtime/pprof"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -20,7 +21,10 @@ import (
 // holdings is what this process, and sandboxes below a state folder, hold.
 func holdings(t *testing.T, state string) map[string][]string {
 	t.Helper()
-	held := map[string][]string{"processes": processesIn(state)}
+	held := map[string][]string{}
+	for _, pid := range processesIn(state) {
+		held["processes"] = append(held["processes"], strconv.Itoa(pid))
+	}
 	fds, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
 		t.Fatal(err)

@@ -56,6 +56,11 @@ func setup(env *testscript.Env) error {
 	env.Setenv("ROOT", root)
 	env.Setenv("XDG_STATE_HOME", filepath.Join(env.WorkDir, ".state"))
 	env.Values[serverKey{}] = new(background)
+	env.Defer(func() { // of a script that failed before it deleted what it kept
+		for _, p := range processesIn(filepath.Join(env.WorkDir, ".state")) {
+			syscall.Kill(p, syscall.SIGKILL)
+		}
+	})
 	return fakeserver.Setup(env)
 }
 
@@ -63,10 +68,12 @@ func setup(env *testscript.Env) error {
 // those of the fake server:
 //
 //	exits CODE COMMAND…           fails unless the command ends with this status
-//	signal NAME REGEXP CODE COMMAND…
+//	signal NAMES REGEXP CODE COMMAND…
 //	                              signals the command once the fake server's log
 //	                              matches (for REGEXP "-": once it has printed
-//	                              something), and then is as exits
+//	                              something), and then is as exits. A second
+//	                              signal, as in INT,INT, follows once it has said
+//	                              something about the first
 //	cut-every-byte WANT COMMAND…  runs the command once for each byte that it is
 //	                              sent over WebSockets, the connection cut there,
 //	                              and fails unless it prints what WANT holds
@@ -82,32 +89,7 @@ var scriptCommands = map[string]func(ts *testscript.TestScript, neg bool, args [
 		ts.Check(cmd.Start())
 		wait(ts, cmd, args[0])
 	},
-	"signal": func(ts *testscript.TestScript, neg bool, args []string) {
-		need(ts, args, 4, "signal NAME REGEXP CODE COMMAND…")
-		sig, ok := map[string]syscall.Signal{"INT": syscall.SIGINT, "TERM": syscall.SIGTERM}[args[0]]
-		if !ok {
-			ts.Fatalf("there is no signal %s here", args[0])
-		}
-		cmd := command(ts, args[3:])
-		printed := &notice{w: cmd.Stdout.(*bytes.Buffer), seen: make(chan struct{})}
-		cmd.Stdout = printed
-		ts.Check(cmd.Start())
-		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-		defer cancel()
-		if args[1] == "-" {
-			select {
-			case <-printed.seen:
-			case <-ctx.Done():
-				cmd.Process.Kill()
-			}
-		} else if err := fakeserver.Of(ts).Await(ctx, 1, regexp.MustCompile(args[1]).MatchString); err != nil {
-			cmd.Process.Kill()
-			cmd.Wait()
-			ts.Fatalf("%v", err)
-		}
-		cmd.Process.Signal(sig)
-		wait(ts, cmd, args[2])
-	},
+	"signal":         signalCommand,
 	"cut-every-byte": cutEveryByte,
 	"serve":          serveInBackground,
 	"stop": func(ts *testscript.TestScript, neg bool, args []string) {
@@ -129,11 +111,44 @@ var scriptCommands = map[string]func(ts *testscript.TestScript, neg bool, args [
 		if strings.Contains(string(mounts), state) {
 			left = append(left, "a mount")
 		}
-		left = append(left, processesIn(state)...)
+		for _, p := range processesIn(state) {
+			left = append(left, fmt.Sprintf("process %d", p))
+		}
 		if (len(left) > 0) != neg {
 			ts.Fatalf("left: %v", left)
 		}
 	},
+}
+
+func signalCommand(ts *testscript.TestScript, neg bool, args []string) {
+	need(ts, args, 4, "signal NAMES REGEXP CODE COMMAND…")
+	cmd := command(ts, args[3:])
+	printed := &notice{w: new(bytes.Buffer), seen: make(chan struct{})}
+	said := &notice{w: new(bytes.Buffer), seen: make(chan struct{})}
+	cmd.Stdout, cmd.Stderr = printed, said
+	ts.Check(cmd.Start())
+	ts.Defer(func() { cmd.Process.Kill() })
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	moment := func(n *notice) {
+		select {
+		case <-n.seen:
+		case <-ctx.Done():
+			ts.Fatalf("the command says nothing")
+		}
+	}
+	if args[1] == "-" {
+		moment(printed)
+	} else {
+		ts.Check(fakeserver.Of(ts).Await(ctx, 1, regexp.MustCompile(args[1]).MatchString))
+	}
+	for i, name := range strings.Split(args[0], ",") {
+		if i > 0 {
+			moment(said)
+		}
+		cmd.Process.Signal(map[string]syscall.Signal{"INT": syscall.SIGINT, "TERM": syscall.SIGTERM}[name])
+	}
+	wait(ts, cmd, args[2])
 }
 
 func need(ts *testscript.TestScript, args []string, n int, usage string) {
@@ -258,12 +273,14 @@ func cutEveryByte(ts *testscript.TestScript, neg bool, args []string) {
 // maxCuts is less than what the shortest of the cut streams sends.
 const maxCuts = 200
 
-// processesIn lists the daemons whose log lies below a folder.
-func processesIn(state string) (found []string) {
+// processesIn lists the first processes of the sandboxes of a state folder, by
+// their logs.
+func processesIn(state string) (found []int) {
 	logs, _ := filepath.Glob("/proc/[0-9]*/fd/2")
 	for _, link := range logs {
 		if target, err := os.Readlink(link); err == nil && strings.HasPrefix(target, state+"/") {
-			found = append(found, "process "+strings.Split(link, "/")[2])
+			pid, _ := strconv.Atoi(strings.Split(link, "/")[2])
+			found = append(found, pid)
 		}
 	}
 	return found

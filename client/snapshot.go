@@ -1,0 +1,120 @@
+package client
+
+import (
+	"context"
+	"net/http"
+	"net/url"
+	"strconv"
+	"time"
+
+	"github.com/sbx-star/sbx-star/wire"
+)
+
+// This file defines the calls on snapshots and registries (protocol.md §2.10).
+
+// SnapshotQuery narrows a list. Zero fields are left out.
+type SnapshotQuery struct {
+	NameContains  string
+	Limit, Offset int
+}
+
+// CreateSnapshot has a snapshot built from an image. It comes back while it is
+// being built: WaitForSnapshot tells when it is ready.
+func (c *Client) CreateSnapshot(ctx context.Context, s wire.SnapshotCreate) (*wire.Snapshot, error) {
+	return send[wire.Snapshot](ctx, c, call{method: http.MethodPost, path: c.path("snapshots"), body: s, policy: creating})
+}
+
+// CaptureSnapshot has a snapshot made of a sandbox's files. It comes back while
+// it is being made.
+func (c *Client) CaptureSnapshot(ctx context.Context, sandbox string, s wire.SnapshotCapture) (*wire.Snapshot, error) {
+	return send[wire.Snapshot](ctx, c, call{method: http.MethodPost, path: c.path("boxes", sandbox, "snapshot"), body: s, policy: creating, errors: of("sandbox")})
+}
+
+// GetSnapshot finds a snapshot by its id.
+func (c *Client) GetSnapshot(ctx context.Context, id string) (*wire.Snapshot, error) {
+	return send[wire.Snapshot](ctx, c, call{path: c.path("snapshots", id), errors: of("snapshot")})
+}
+
+// ListSnapshots returns one page; one that is shorter than its limit is the last.
+func (c *Client) ListSnapshots(ctx context.Context, q SnapshotQuery) ([]wire.Snapshot, error) {
+	query := url.Values{}
+	if q.NameContains != "" {
+		query.Set("name_contains", q.NameContains)
+	}
+	if q.Limit != 0 {
+		query.Set("limit", strconv.Itoa(q.Limit))
+	}
+	if q.Offset != 0 {
+		query.Set("offset", strconv.Itoa(q.Offset))
+	}
+	list, err := send[wire.SnapshotList](ctx, c, call{path: c.path("snapshots"), query: query, errors: listing})
+	if err != nil {
+		return nil, err
+	}
+	return list.Snapshots, nil
+}
+
+// DeleteSnapshot deletes a snapshot. Sandboxes that were made from it stay.
+func (c *Client) DeleteSnapshot(ctx context.Context, id string) error {
+	return c.json(ctx, call{method: http.MethodDelete, path: c.path("snapshots", id), errors: of("snapshot")}, nil)
+}
+
+// WaitForSnapshot asks every poll interval until the snapshot is ready, at
+// least once. One that failed is ErrCreation, and ErrTimeout carries the last
+// status.
+func (c *Client) WaitForSnapshot(ctx context.Context, id string, timeout, poll time.Duration) (*wire.Snapshot, error) {
+	for deadline := time.Now().Add(timeout); ; {
+		s, err := c.GetSnapshot(ctx, id)
+		if err != nil {
+			return nil, err
+		}
+		switch s.Status {
+		case wire.StatusReady:
+			return s, nil
+		case wire.StatusFailed:
+			message := s.StatusMessage
+			if message == "" {
+				message = "snapshot " + s.Name + " could not be made"
+			}
+			return nil, &Error{Kind: ErrCreation, Message: message, ResourceType: "snapshot"}
+		}
+		left := time.Until(deadline)
+		if left <= 0 {
+			return nil, &Error{Kind: ErrTimeout, Message: "snapshot " + s.Name + " was not ready within " + timeout.String(), ResourceType: "snapshot", LastStatus: s.Status}
+		}
+		if err := c.sleep(ctx, min(poll, left)); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// CreateRegistry records a registry that images are pulled from.
+func (c *Client) CreateRegistry(ctx context.Context, r wire.RegistryCreate) (*wire.Registry, error) {
+	return send[wire.Registry](ctx, c, call{method: http.MethodPost, path: c.path("registries"), body: r, policy: namedCreating,
+		errors: conflicting("registry", ErrAlreadyExists)})
+}
+
+// GetRegistry finds a registry by its name.
+func (c *Client) GetRegistry(ctx context.Context, name string) (*wire.Registry, error) {
+	return send[wire.Registry](ctx, c, call{path: c.path("registries", name), errors: of("registry")})
+}
+
+// ListRegistries returns the registries, without their credentials.
+func (c *Client) ListRegistries(ctx context.Context) ([]wire.Registry, error) {
+	list, err := send[wire.RegistryList](ctx, c, call{path: c.path("registries"), errors: listing})
+	if err != nil {
+		return nil, err
+	}
+	return list.Registries, nil
+}
+
+// UpdateRegistry changes what is given.
+func (c *Client) UpdateRegistry(ctx context.Context, name string, u wire.RegistryUpdate) (*wire.Registry, error) {
+	return send[wire.Registry](ctx, c, call{method: http.MethodPatch, path: c.path("registries", name), body: u,
+		errors: conflicting("registry", ErrNameConflict)})
+}
+
+// DeleteRegistry forgets a registry.
+func (c *Client) DeleteRegistry(ctx context.Context, name string) error {
+	return c.json(ctx, call{method: http.MethodDelete, path: c.path("registries", name), errors: of("registry")}, nil)
+}
