@@ -1,8 +1,6 @@
 package builtins
 
-import (
-	"go.starlark.net/starlark"
-)
+import "go.starlark.net/starlark"
 
 // This file defines how a stream that breaks fails the loop that reads it.
 //

@@ -150,6 +150,20 @@ func (c *invocation) connect(vars ...any) (*client.Client, error) {
 	return c.client()
 }
 
+// client is the connection that the call is about.
+func (c *invocation) client() (*client.Client, error) {
+	if v, ok := c.self.(connected); ok {
+		return v.connection(), c.mayAct()
+	}
+	return c.Task.client()
+}
+
+// connected is a value that lives on one server.
+type connected interface {
+	starlark.Value
+	connection() *client.Client
+}
+
 // wanted says which arguments may come without a name.
 func (c *invocation) wanted(names []string, positional int) string {
 	switch {

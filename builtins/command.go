@@ -1,6 +1,7 @@
 package builtins
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -64,7 +65,7 @@ func sandboxRun(c *invocation) (starlark.Value, error) {
 		if err != nil {
 			return nil, &CommandError{string(a.command), err}
 		}
-		return a.finish(result)
+		return finish(result, string(a.command), a.text, a.check)
 	}
 	cmd, err := box.Start(c.Ctx, a.options())
 	if err != nil {
@@ -72,7 +73,7 @@ func sandboxRun(c *invocation) (starlark.Value, error) {
 	}
 	v := newCommand(c, cmd, string(a.command), a.text, a.check)
 	if a.stdin.ptr != nil {
-		v.feed(c.Ctx, *a.stdin.ptr)
+		v.feed(c.Ctx, *a.stdin.ptr, a.pty)
 	}
 	if !a.wait {
 		return v, nil
@@ -108,10 +109,6 @@ func (v *command) drain(c *invocation, a *runArgs) (starlark.Value, error) {
 }
 
 // finish makes a result, or the error that check asks for.
-func (a *runArgs) finish(result *client.Result) (starlark.Value, error) {
-	return finish(result, string(a.command), a.text, a.check)
-}
-
 func finish(result *client.Result, command string, text, check bool) (starlark.Value, error) {
 	if check && result.ExitCode != 0 {
 		return nil, &CommandFailedError{command, result}
@@ -134,6 +131,8 @@ type resultFields struct {
 	CommandID string         `json:"command_id,omitempty"`
 	Duration  starlark.Float `json:"duration"`
 }
+
+var streams = [...]string{wire.Stdout, wire.Stderr}
 
 type chunkFields struct {
 	Stream string         `json:"stream"`
@@ -214,6 +213,7 @@ var commandAttributes = attributes[*command]{
 	},
 	methods: map[string]*starlark.Builtin{
 		"lines":       builtin("Command.lines", commandLines),
+		"expect":      builtin("Command.expect", commandExpect),
 		"wait":        builtin("Command.wait", commandWait),
 		"kill":        builtin("Command.kill", commandKill),
 		"send_input":  builtin("Command.send_input", commandSendInput),
@@ -226,8 +226,15 @@ var commandAttributes = attributes[*command]{
 const killed = 128 + 9
 
 // feed sends all of stdin and closes it, while others read the output: a
-// command that is not read from may not read either.
-func (v *command) feed(ctx context.Context, input []byte) {
+// command that is not read from may not read either. The end of a terminal's
+// input is a control character, twice if it comes within a line.
+func (v *command) feed(ctx context.Context, input []byte, pty bool) {
+	if pty {
+		input = append(bytes.Clone(input), "\x04\x04"...)
+		if len(input) == 2 || input[len(input)-3] == '\n' {
+			input = input[:len(input)-1]
+		}
+	}
 	v.feeding = make(chan struct{})
 	go func() {
 		defer close(v.feeding)
@@ -257,8 +264,8 @@ func (v *command) detach() {
 func (v *command) next(ctx context.Context) (client.Chunk, error) {
 	chunk, err := v.cmd.Next(ctx)
 	if chunk.Gap > 0 {
-		v.run.options.Events.Emit(event.Warning{Text: fmt.Sprintf("%d bytes of %s of command %s were lost: the sandbox no longer had them when they were read",
-			chunk.Gap, chunk.Stream, v.cmd.ID())})
+		v.run.options.Events.Emit(event.Warning{Text: fmt.Sprintf("%d bytes of %s were lost, which the sandbox no longer had when they were to be read: %s",
+			chunk.Gap, chunk.Stream, shorten(v.line))})
 	}
 	if err != nil && err != io.EOF {
 		err = &CommandError{v.line, err}
@@ -268,6 +275,13 @@ func (v *command) next(ctx context.Context) (client.Chunk, error) {
 
 // result reads on to the end.
 func (v *command) result(ctx context.Context) (starlark.Value, error) {
+	for {
+		if _, err := v.next(ctx); err == io.EOF {
+			break
+		} else if err != nil {
+			return nil, err
+		}
+	}
 	result, err := v.cmd.Result(ctx)
 	if err != nil {
 		return nil, &CommandError{v.line, err}
@@ -368,7 +382,7 @@ func (v *command) split(chunk client.Chunk) {
 
 // flush makes lines of what did not end with a newline, and tells if there was any.
 func (v *command) flush() bool {
-	for _, stream := range []string{wire.Stdout, wire.Stderr} {
+	for _, stream := range streams {
 		if rest := v.partial[stream]; rest != "" {
 			v.lines = append(v.lines, lineFields{stream, output(rest, v.text)})
 		}

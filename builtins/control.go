@@ -38,22 +38,12 @@ func using(c *invocation) (starlark.Value, error) {
 	}
 	t := c.Task
 	t.scope = inner
-	finished := false
 	defer func() {
 		t.scope = outer
-		for !finished { // a panic: what encloses us releases
-			e := inner.pop()
-			if e == nil {
-				return
-			}
-			c.Run.mu.Lock()
-			outer.add(e)
-			c.Run.mu.Unlock()
-		}
+		inner.moveAll(outer) // there is something after a panic only
 	}()
 	result, err := call(t, fn, starlark.Tuple{value}, nil)
 	released := t.Release(false)
-	finished = true
 	if released == nil {
 		return result, err
 	}

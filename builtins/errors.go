@@ -108,6 +108,7 @@ func (e *errorType) Hash() (uint32, error) { return starlark.String(e.name).Hash
 // ownErrors are the types that are not the SDK's, most special first.
 var ownErrors = []*errorType{
 	{"CommandFailedError", as[*CommandFailedError]},
+	{"ExpectError", as[*ExpectError]},
 	{"ArgumentError", as[*ArgumentError]},
 	{"CancelledError", func(err error) bool { return errors.Is(err, context.Canceled) }},
 }
@@ -210,6 +211,9 @@ func (e *errorValue) special() (names []string) {
 	if as[*CommandFailedError](e.err) {
 		names = append(names, "command", "result")
 	}
+	if as[*ExpectError](e.err) {
+		names = append(names, "command", "pattern", "output")
+	}
 	return names
 }
 
@@ -225,7 +229,7 @@ func (e *errorValue) Attr(name string) (starlark.Value, error) {
 		return errorIsA.BindReceiver(e), nil
 	}
 	if !slices.Contains(e.special(), name) {
-		return nil, noAttr("a "+e.typeName(), name, e.AttrNames())
+		return nil, noAttr(e.typeName(), name, e.AttrNames())
 	}
 	var failed *CommandFailedError
 	if errors.As(e.err, &failed) {
@@ -233,6 +237,10 @@ func (e *errorValue) Attr(name string) (starlark.Value, error) {
 			return starlark.String(failed.Command), nil
 		}
 		return newResult(failed.Result, true), nil
+	}
+	var unmatched *ExpectError
+	if errors.As(e.err, &unmatched) {
+		return starlark.String(map[string]string{"command": unmatched.Command, "pattern": unmatched.Pattern, "output": unmatched.Output}[name]), nil
 	}
 	var api *client.Error
 	errors.As(e.err, &api)
@@ -288,7 +296,7 @@ func (t Trace) String() string {
 	var b strings.Builder
 	b.WriteString("Traceback (most recent call last)")
 	if t.Heading != "" {
-		b.WriteString(", " + t.Heading)
+		b.WriteString(", in " + t.Heading)
 	}
 	b.WriteString(":\n")
 	for _, f := range t.Frames {
@@ -301,7 +309,7 @@ func (t Trace) String() string {
 // joined, in their order.
 func Reports(err error) []Report {
 	var reports []Report
-	var walk func(err error, heading string, traces []Trace)
+	var walk func(err error, heading string, traces []Trace) // heading: what runs where err was met
 	walk = func(err error, heading string, traces []Trace) {
 		switch e := err.(type) {
 		case *starlark.EvalError:
@@ -317,7 +325,7 @@ func Reports(err error) []Report {
 			walk(e.Err, heading, addTrace(traces, heading, e.Stack))
 			return
 		case *ContextError:
-			walk(e.Err, "in "+e.What, traces)
+			walk(e.Err, e.What, traces)
 			return
 		case *InternalError:
 			traces = addTrace(traces, heading, e.Stack)
@@ -329,6 +337,9 @@ func Reports(err error) []Report {
 				walk(part, heading, traces)
 			}
 			return
+		}
+		if n := len(traces); heading != "" && (n == 0 || traces[n-1].Heading != heading) {
+			err = &ContextError{heading, err} // no trace tells it
 		}
 		reports = append(reports, Report{traces, err})
 	}

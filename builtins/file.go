@@ -78,12 +78,17 @@ func sandboxExists(c *invocation) (starlark.Value, error) {
 
 // transfer calls f with the sandbox and a deadline.
 func (c *invocation) transfer(what, path string, timeout seconds, f func(context.Context, *client.Sandbox) error) error {
+	return c.inSandbox(timeout, func() error {
+		return &client.Error{Kind: client.ErrConnection, Err: context.DeadlineExceeded,
+			Message: fmt.Sprintf("%s %s in sandbox %s took longer than %v", what, path, c.self.(*sandboxValue).resourceName(), time.Duration(timeout))}
+	}, f)
+}
+
+// inSandbox calls f with the sandbox that the call is about, and a deadline.
+func (c *invocation) inSandbox(timeout seconds, late func() error, f func(context.Context, *client.Sandbox) error) error {
 	if err := c.mayAct(); err != nil {
 		return err
 	}
 	box := c.self.(*sandboxValue).box.Load()
-	return c.within(timeout, func(ctx context.Context) error { return f(ctx, box) }, func() error {
-		return &client.Error{Kind: client.ErrConnection, Err: context.DeadlineExceeded,
-			Message: fmt.Sprintf("%s %s in sandbox %s took longer than %v", what, path, box.Name, time.Duration(timeout))}
-	})
+	return c.within(timeout, func(ctx context.Context) error { return f(ctx, box) }, late)
 }

@@ -19,30 +19,24 @@ func newHost() *namespace {
 }
 
 func hostRead(c *invocation) (starlark.Value, error) {
-	var path string
-	if err := c.unpack(&path); err != nil {
-		return nil, err
-	}
-	content, err := os.ReadFile(path)
-	if err != nil {
-		return nil, err
-	}
-	return starlark.Bytes(content), nil
+	content, _, err := c.readHostFile()
+	return starlark.Bytes(content), err
 }
 
 func hostReadText(c *invocation) (starlark.Value, error) {
-	var path string
+	content, path, err := c.readHostFile()
+	if err == nil && !utf8.Valid(content) {
+		err = c.argumentError("%s is not UTF-8 text; read its bytes with host.read", path)
+	}
+	return starlark.String(content), err
+}
+
+func (c *invocation) readHostFile() (content []byte, path string, err error) {
 	if err := c.unpack(&path); err != nil {
-		return nil, err
+		return nil, "", err
 	}
-	content, err := os.ReadFile(path)
-	if err != nil {
-		return nil, err
-	}
-	if !utf8.Valid(content) {
-		return nil, c.argumentError("%s is not UTF-8 text; read its bytes with host.read", path)
-	}
-	return starlark.String(content), nil
+	content, err = os.ReadFile(path)
+	return content, path, err
 }
 
 func hostEnv(c *invocation) (starlark.Value, error) {

@@ -20,6 +20,9 @@ func Predeclared(t *Task) (module, entry starlark.StringDict) {
 	module = starlark.StringDict{
 		"sandbox":     newSandboxNoun(),
 		"template":    newTemplateNoun(),
+		"volume":      newVolumeNoun(),
+		"pool":        newPoolNoun(),
+		"snapshot":    newSnapshotNoun(),
 		"mount":       builtin("mount", newMount),
 		"resources":   builtin("resources", newResources),
 		"run":         builtin("run", run),
@@ -39,6 +42,7 @@ func Predeclared(t *Task) (module, entry starlark.StringDict) {
 		"time":        time.Module,
 		"client":      &connection{t.strand},
 	}
+	maps.Copy(module, newConfigs())
 	entry = maps.Clone(module)
 	entry["host"] = newHost()
 	return module, entry
@@ -61,6 +65,7 @@ func (c *connection) Attr(name string) (starlark.Value, error) {
 }
 
 var connectionAttributes = attributes[*connection]{fields: map[string]func(*connection) (starlark.Value, error){
+	"registries": func(c *connection) (starlark.Value, error) { return newRegistries(), nil },
 	"endpoint": func(c *connection) (starlark.Value, error) {
 		cl, err := c.strand.task.client()
 		if err != nil {

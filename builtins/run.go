@@ -48,8 +48,7 @@ type Run struct {
 	client     *client.Client
 
 	asking sync.Mutex
-	asked  bool
-	info   *wire.Info // nil if the server has none
+	infos  map[*client.Client]*wire.Info // nil if the server has none
 
 	mu     sync.Mutex // guards what follows, and every scope
 	warned map[string]bool
@@ -57,7 +56,9 @@ type Run struct {
 }
 
 // NewRun returns a run that has not connected yet.
-func NewRun(o Options) *Run { return &Run{options: o, warned: map[string]bool{}} }
+func NewRun(o Options) *Run {
+	return &Run{options: o, infos: map[*client.Client]*wire.Info{}, warned: map[string]bool{}}
+}
 
 // Left returns what the run created and could not release.
 func (r *Run) Left() []Leftover {
@@ -84,17 +85,27 @@ func (r *Run) connect(ctx context.Context) (*client.Client, error) {
 func (r *Run) serverInfo(ctx context.Context, c *client.Client) (*wire.Info, error) {
 	r.asking.Lock()
 	defer r.asking.Unlock()
-	if !r.asked {
-		info, err := c.Info(ctx)
+	info, asked := r.infos[c]
+	if !asked {
+		told, err := c.Info(ctx)
 		switch {
 		case err == nil:
-			r.info = info
+			info = told
 		case !errors.Is(err, client.ErrNotFound):
 			return nil, err
 		}
-		r.asked = true
+		r.infos[c] = info
 	}
-	return r.info, nil
+	return info, nil
+}
+
+// generations are those of the API that the server speaks, oldest first.
+func (r *Run) generations(ctx context.Context, c *client.Client) ([]string, error) {
+	info, err := r.serverInfo(ctx, c)
+	if info != nil || err != nil {
+		return info.Generations, err
+	}
+	return []string{wire.Seed, wire.Classic, wire.Head, wire.Late}, nil
 }
 
 // warnOnce tells the user something that is worth telling once in a run.
@@ -165,6 +176,7 @@ func (t *Task) exec(sub *Task, o Thread, body func(*starlark.Thread) error) (err
 	defer context.AfterFunc(sub.Ctx, sub.cancelThread)()
 	defer func() {
 		if p := recover(); p != nil {
+			t.strand.failure = nil
 			err = &InternalError{Panic: p, GoStack: debug.Stack(), Stack: sub.unwinding}
 		}
 	}()
@@ -192,8 +204,9 @@ func (t *Task) cancelled() error {
 	return nil
 }
 
-// client connects to the server. Whatever acts on a sandbox comes through here,
-// and so nothing acts while a module is being loaded (language.md §2).
+// client connects to the server. Whatever acts on one comes through here or
+// through mayAct, and so nothing acts while a module is being loaded
+// (language.md §2).
 func (t *Task) client() (*client.Client, error) {
 	if err := t.mayAct(); err != nil {
 		return nil, err

@@ -4,10 +4,10 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
+	"regexp"
 	"sync/atomic"
 	"time"
 
@@ -37,6 +37,7 @@ func newSandboxNoun() *noun {
 
 // sandboxValue is a sandbox as it was seen last.
 type sandboxValue struct {
+	conn    *client.Client
 	box     atomic.Pointer[client.Sandbox]
 	release *entry // nil if it is nobody's to release
 }
@@ -45,21 +46,23 @@ var (
 	_ starlark.HasAttrs = (*sandboxValue)(nil)
 	_ resource          = (*sandboxValue)(nil)
 	_ scoped            = (*sandboxValue)(nil)
+	_ connected         = (*sandboxValue)(nil)
 )
 
-func newSandboxValue(box *client.Sandbox) *sandboxValue {
-	s := new(sandboxValue)
+func newSandboxValue(cl *client.Client, box *client.Sandbox) *sandboxValue {
+	s := &sandboxValue{conn: cl}
 	s.box.Store(box)
 	return s
 }
 
-func (s *sandboxValue) Type() string          { return "sandbox" }
-func (s *sandboxValue) Freeze()               {} // shared from now on, and as alive as before
-func (s *sandboxValue) Truth() starlark.Bool  { return true }
-func (s *sandboxValue) Hash() (uint32, error) { return unhashable(s) }
-func (s *sandboxValue) held() *entry          { return s.release }
-func (s *sandboxValue) resourceName() string  { return s.box.Load().Name }
-func (s *sandboxValue) AttrNames() []string   { return sandboxAttributes.names(s.box.Load().Box) }
+func (s *sandboxValue) Type() string               { return "sandbox" }
+func (s *sandboxValue) Freeze()                    {} // shared from now on, and as alive as before
+func (s *sandboxValue) Truth() starlark.Bool       { return true }
+func (s *sandboxValue) Hash() (uint32, error)      { return unhashable(s) }
+func (s *sandboxValue) held() *entry               { return s.release }
+func (s *sandboxValue) resourceName() string       { return s.box.Load().Name }
+func (s *sandboxValue) connection() *client.Client { return s.conn }
+func (s *sandboxValue) AttrNames() []string        { return sandboxAttributes.names(s.box.Load().Box) }
 func (s *sandboxValue) String() string {
 	box := s.box.Load()
 	return fmt.Sprintf("sandbox(%q, status=%q)", box.Name, box.Status)
@@ -69,53 +72,60 @@ func (s *sandboxValue) Attr(name string) (starlark.Value, error) {
 }
 
 var sandboxAttributes = attributes[*sandboxValue]{methods: map[string]*starlark.Builtin{
-	"run":       builtin("Sandbox.run", sandboxRun),
-	"reconnect": builtin("Sandbox.reconnect", sandboxReconnect),
-	"write":     builtin("Sandbox.write", sandboxWrite),
-	"read":      builtin("Sandbox.read", sandboxRead),
-	"read_text": builtin("Sandbox.read_text", sandboxReadText),
-	"exists":    builtin("Sandbox.exists", sandboxExists),
-	"refresh":   builtin("Sandbox.refresh", sandboxRefresh),
-	"update":    builtin("Sandbox.update", sandboxUpdateSelf),
-	"delete":    builtin("Sandbox.delete", sandboxDeleteSelf),
+	"run":              builtin("Sandbox.run", sandboxRun),
+	"reconnect":        builtin("Sandbox.reconnect", sandboxReconnect),
+	"write":            builtin("Sandbox.write", sandboxWrite),
+	"read":             builtin("Sandbox.read", sandboxRead),
+	"read_text":        builtin("Sandbox.read_text", sandboxReadText),
+	"exists":           builtin("Sandbox.exists", sandboxExists),
+	"refresh":          builtin("Sandbox.refresh", sandboxGet),
+	"update":           builtin("Sandbox.update", sandboxUpdate),
+	"wait_for_port":    builtin("Sandbox.wait_for_port", sandboxWaitForPort),
+	"capture_snapshot": builtin("Sandbox.capture_snapshot", sandboxCapture),
+	"delete":           builtin("Sandbox.delete", sandboxDelete),
 }}
 
 // sandboxArgs are the parameters that all ways to create one have in common.
 type sandboxArgs struct {
-	template                      named
-	snapshot, snapshotName, name  optional[string]
+	template, snapshot            named
+	snapshotName, name            optional[string]
 	timeout                       wholeSeconds
 	ttl, idleTTL, deleteAfterStop ttl
 	vcpus                         positive[int]
 	memBytes, fsCapacityBytes     positive[int64]
 	envVars, labels               stringDict
 	proxyConfig, mountConfig      jsonObject
+	runConfig                     runConfig
 	waitForReady                  bool
 }
 
-// vars are the variables of the parameters up to mount_config, in their order.
+// vars are the variables of the parameters up to run_config, in their order.
 func (a *sandboxArgs) vars() []any {
 	a.template = named{kind: "template", optional: true}
+	a.snapshot = named{kind: "snapshot", optional: true}
 	return []any{&a.template, &a.snapshot, &a.snapshotName, &a.name, &a.timeout, &a.ttl, &a.idleTTL, &a.deleteAfterStop,
-		&a.vcpus, &a.memBytes, &a.fsCapacityBytes, &a.envVars, &a.labels, &a.proxyConfig, &a.mountConfig}
+		&a.vcpus, &a.memBytes, &a.fsCapacityBytes, &a.envVars, &a.labels, &a.proxyConfig, &a.mountConfig, &a.runConfig}
 }
+
+// snapshotID is the form of an id.
+var snapshotID = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
 
 // request checks the arguments as a whole (protocol.md §9).
 func (a *sandboxArgs) request(c *invocation) (wire.BoxCreate, error) {
 	r := wire.BoxCreate{
-		TemplateName: a.template.name, SnapshotID: a.snapshot.or(""), SnapshotName: a.snapshotName.or(""),
+		TemplateName: a.template.name, SnapshotName: a.snapshotName.or(""),
 		Name: a.name.or(""), WaitForReady: a.waitForReady,
 		TTLSeconds: a.ttl.ptr, IdleTTLSeconds: a.idleTTL.ptr, DeleteAfterStopSeconds: a.deleteAfterStop.ptr,
 		VCPUs: a.vcpus.ptr, MemBytes: a.memBytes.ptr, FSCapacityBytes: a.fsCapacityBytes.ptr,
-		ProxyConfig: json.RawMessage(a.proxyConfig), MountConfig: json.RawMessage(a.mountConfig),
-		EnvVars: a.envVars, Labels: a.labels,
+		ProxyConfig: a.proxyConfig.text, MountConfig: a.mountConfig.text,
+		EnvVars: a.envVars, Labels: a.labels, RunConfig: a.runConfig.ptr,
 	}
 	if a.waitForReady {
 		timeout := int(a.timeout)
 		r.Timeout = &timeout
 	}
 	sources := 0
-	for _, source := range []string{r.TemplateName, r.SnapshotID, r.SnapshotName} {
+	for _, source := range []string{a.template.name, a.snapshot.name, r.SnapshotName} {
 		if source != "" {
 			sources++
 		}
@@ -123,19 +133,16 @@ func (a *sandboxArgs) request(c *invocation) (wire.BoxCreate, error) {
 	if sources > 1 {
 		return r, c.argumentError("template, snapshot and snapshot_name exclude each other")
 	}
-	return r, c.checkTTLs(a.ttl, a.idleTTL, a.deleteAfterStop)
-}
-
-func (c *invocation) checkTTLs(ttl, idle, afterStop ttl) error {
-	for _, t := range []struct {
-		name  string
-		value *int
-	}{{"ttl_seconds", ttl.ptr}, {"idle_ttl_seconds", idle.ptr}, {"delete_after_stop_seconds", afterStop.ptr}} {
-		if t.value != nil && !wire.ValidTTL(*t.value) {
-			return c.argumentError("parameter %s: got %d, want 0 or a multiple of 60", t.name, *t.value)
-		}
+	if err := providersClash(a.proxyConfig.dict, a.mountConfig.dict); err != nil {
+		return r, c.argumentError("%w", err)
 	}
-	return nil
+	switch {
+	case a.snapshot.value != nil || snapshotID.MatchString(a.snapshot.name):
+		r.SnapshotID = a.snapshot.name
+	case a.snapshot.name != "":
+		r.SnapshotName = a.snapshot.name
+	}
+	return r, nil
 }
 
 func sandboxScoped(c *invocation) (starlark.Value, error) {
@@ -173,14 +180,14 @@ func createSandbox(c *invocation, a *sandboxArgs, scoped bool) (starlark.Value, 
 		if err != nil {
 			return nil, err
 		}
-		return newSandboxValue(box), nil
+		return newSandboxValue(cl, box), nil
 	}
 
 	chosen := request.Name != ""
 	if !chosen {
 		request.Name = randomName()
 	}
-	s := new(sandboxValue)
+	s := &sandboxValue{conn: cl}
 	name := func() string {
 		if box := s.box.Load(); box != nil {
 			return box.Name
@@ -285,17 +292,37 @@ func enumerate(names []string) string {
 	return text
 }
 
-func sandboxGet(c *invocation) (starlark.Value, error) {
+// about is for sandboxes what kind.subject is for other resources.
+func (c *invocation) about(vars ...any) (cl *client.Client, name string, err error) {
+	if s, ok := c.self.(*sandboxValue); ok {
+		cl, err = c.connect(vars...)
+		return cl, s.resourceName(), err
+	}
 	which := named{kind: "sandbox"}
-	cl, err := c.connect(&which)
+	cl, err = c.connect(append([]any{&which}, vars...)...)
+	return cl, which.name, err
+}
+
+// seenSandbox is the value of the sandbox that the call is about, as the server
+// has just shown it.
+func (c *invocation) seenSandbox(cl *client.Client, box *client.Sandbox, err error) (starlark.Value, error) {
 	if err != nil {
 		return nil, err
 	}
-	box, err := cl.GetSandbox(c.Ctx, which.name)
+	if s, ok := c.self.(*sandboxValue); ok {
+		s.box.Store(box)
+		return s, nil
+	}
+	return newSandboxValue(cl, box), nil
+}
+
+func sandboxGet(c *invocation) (starlark.Value, error) {
+	cl, name, err := c.about()
 	if err != nil {
 		return nil, err
 	}
-	return newSandboxValue(box), nil
+	box, err := cl.GetSandbox(c.Ctx, name)
+	return c.seenSandbox(cl, box, err)
 }
 
 func sandboxList(c *invocation) (starlark.Value, error) {
@@ -309,96 +336,47 @@ func sandboxList(c *invocation) (starlark.Value, error) {
 	}
 	values := make([]starlark.Value, len(boxes))
 	for i, box := range boxes {
-		values[i] = newSandboxValue(box)
+		values[i] = newSandboxValue(cl, box)
 	}
 	return starlark.NewList(values), nil
 }
 
 func sandboxUpdate(c *invocation) (starlark.Value, error) {
-	which := named{kind: "sandbox"}
 	var newName optional[string]
 	var ttl, idle, afterStop ttl
-	if err := c.unpack(&which, &newName, &ttl, &idle, &afterStop); err != nil {
-		return nil, err
-	}
-	box, err := updateSandbox(c, which.name, newName, ttl, idle, afterStop)
+	var proxy jsonObject
+	var config runConfig
+	cl, name, err := c.about(&newName, &ttl, &idle, &afterStop, &proxy, &config)
 	if err != nil {
 		return nil, err
 	}
-	return newSandboxValue(box), nil
-}
-
-func sandboxUpdateSelf(c *invocation) (starlark.Value, error) {
-	var newName optional[string]
-	var ttl, idle, afterStop ttl
-	if err := c.unpack(&newName, &ttl, &idle, &afterStop); err != nil {
-		return nil, err
-	}
-	s := c.self.(*sandboxValue)
-	box, err := updateSandbox(c, s.resourceName(), newName, ttl, idle, afterStop)
-	if err != nil {
-		return nil, err
-	}
-	s.box.Store(box)
-	return s, nil
-}
-
-func updateSandbox(c *invocation, name string, newName optional[string], ttl, idle, afterStop ttl) (*client.Sandbox, error) {
-	if err := c.checkTTLs(ttl, idle, afterStop); err != nil {
-		return nil, err
-	}
-	cl, err := c.client()
-	if err != nil {
-		return nil, err
-	}
-	return cl.UpdateSandbox(c.Ctx, name, wire.BoxUpdate{
+	box, err := cl.UpdateSandbox(c.Ctx, name, wire.BoxUpdate{
 		Name: newName.ptr, TTLSeconds: ttl.ptr, IdleTTLSeconds: idle.ptr, DeleteAfterStopSeconds: afterStop.ptr,
+		ProxyConfig: proxy.text, RunConfig: config.ptr,
 	})
+	return c.seenSandbox(cl, box, err)
 }
 
 func sandboxDelete(c *invocation) (starlark.Value, error) {
-	which := named{kind: "sandbox"}
-	cl, err := c.connect(&which)
+	cl, name, err := c.about()
 	if err != nil {
 		return nil, err
 	}
-	return starlark.None, cl.DeleteSandbox(c.Ctx, which.name)
-}
-
-func sandboxDeleteSelf(c *invocation) (starlark.Value, error) {
-	cl, err := c.connect()
-	if err != nil {
+	if err := cl.DeleteSandbox(c.Ctx, name); err != nil {
 		return nil, err
 	}
-	s := c.self.(*sandboxValue)
-	if err := cl.DeleteSandbox(c.Ctx, s.resourceName()); err != nil {
-		return nil, err
+	if s, ok := c.self.(*sandboxValue); ok {
+		c.Run.drop(s.release)
 	}
-	c.Run.drop(s.release)
 	return starlark.None, nil
 }
 
-func sandboxRefresh(c *invocation) (starlark.Value, error) {
-	cl, err := c.connect()
-	if err != nil {
-		return nil, err
-	}
-	s := c.self.(*sandboxValue)
-	box, err := cl.GetSandbox(c.Ctx, s.resourceName())
-	if err != nil {
-		return nil, err
-	}
-	s.box.Store(box)
-	return s, nil
-}
-
 func sandboxStatus(c *invocation) (starlark.Value, error) {
-	which := named{kind: "sandbox"}
-	cl, err := c.connect(&which)
+	cl, name, err := c.about()
 	if err != nil {
 		return nil, err
 	}
-	status, err := cl.SandboxStatus(c.Ctx, which.name)
+	status, err := cl.SandboxStatus(c.Ctx, name)
 	if err != nil {
 		return nil, err
 	}
@@ -406,15 +384,11 @@ func sandboxStatus(c *invocation) (starlark.Value, error) {
 }
 
 func sandboxWait(c *invocation) (starlark.Value, error) {
-	which := named{kind: "sandbox"}
 	var timeout, poll seconds
-	cl, err := c.connect(&which, &timeout, &poll)
+	cl, name, err := c.about(&timeout, &poll)
 	if err != nil {
 		return nil, err
 	}
-	box, err := cl.WaitForSandbox(c.Ctx, which.name, time.Duration(timeout), time.Duration(poll))
-	if err != nil {
-		return nil, err
-	}
-	return newSandboxValue(box), nil
+	box, err := cl.WaitForSandbox(c.Ctx, name, time.Duration(timeout), time.Duration(poll))
+	return c.seenSandbox(cl, box, err)
 }

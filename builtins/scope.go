@@ -83,6 +83,16 @@ func (r *Run) move(e *entry, s *Scope) bool {
 	return true
 }
 
+// moveAll is move for all of s, in the same order.
+func (s *Scope) moveAll(to *Scope) {
+	s.run.mu.Lock()
+	defer s.run.mu.Unlock()
+	for _, e := range s.entries {
+		to.add(e)
+	}
+	s.entries = nil
+}
+
 func (s *Scope) pop() *entry {
 	s.run.mu.Lock()
 	defer s.run.mu.Unlock()
@@ -96,8 +106,9 @@ func (s *Scope) pop() *entry {
 
 // Release releases the task's scope, last in first out, what is pushed
 // meanwhile included. It goes on after failures: resources that are left are
-// listed by Run.Left, and the errors of deferred functions are returned, joined. It takes 60 seconds at most, outlives the cancellation of
-// the task, and stops trying once Options.Abort is closed.
+// listed by Run.Left, and the errors of deferred functions are returned, joined.
+// It takes 60 seconds at most, outlives the cancellation of the task, and stops
+// trying once Options.Abort is closed.
 //
 // With keep, resources are left and told as events, and deferred functions do
 // not run.

@@ -4,11 +4,12 @@ import "strings"
 
 // This file defines what is suggested in place of a name that is not there.
 
-// nearest returns the candidate that name was probably meant to be, or "".
+// nearest returns the candidate that name was probably meant to be, or "". Of
+// two that are as near it is the longer: letters are rather left out than added.
 func nearest(name string, candidates []string) string {
 	best, bestDistance := "", (len(name)+1)/2 // half of it may be wrong
 	for _, c := range candidates {
-		if d := distance(fold(name), fold(c)); d < bestDistance {
+		if d := distance(fold(name), fold(c)); d < bestDistance || d == bestDistance && len(c) > len(best) && best != "" {
 			best, bestDistance = c, d
 		}
 	}

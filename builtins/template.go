@@ -1,13 +1,10 @@
 package builtins
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"math/big"
 	"slices"
 	"strings"
-	"sync/atomic"
 
 	"go.starlark.net/starlark"
 
@@ -18,57 +15,36 @@ import (
 // This file defines the noun template, the values that it makes, and the
 // constructors of what templates are made of: resources and mount.
 
+func newTemplateKind() *kind[wire.Template] {
+	k := &kind[wire.Template]{
+		noun: "template", generations: []string{wire.Seed, wire.Classic},
+		name: func(t *wire.Template) string { return t.Name },
+		ref:  func(t *wire.Template) string { return t.Name },
+		text: func(t *wire.Template) string { return fmt.Sprintf("template(%q, image=%q)", t.Name, t.Image) },
+		get:  (*client.Client).GetTemplate, list: (*client.Client).ListTemplates, delete: (*client.Client).DeleteTemplate,
+	}
+	k.attributes.methods = map[string]*starlark.Builtin{
+		"update":  k.bind("Template.update", templateUpdate),
+		"refresh": k.bind("Template.refresh", getResource),
+		"delete":  k.bind("Template.delete", deleteResource),
+	}
+	return k
+}
+
 func newTemplateNoun() *noun {
+	k := newTemplateKind()
 	return &noun{namespace{
 		name: "template",
-		call: builtin("template", templateEnsure),
+		call: k.bind("template", templateEnsure),
 		members: starlark.StringDict{
-			"create": builtin("template.create", templateCreate),
-			"get":    builtin("template.get", templateGet),
-			"list":   builtin("template.list", templateList),
-			"update": builtin("template.update", templateUpdate),
-			"delete": builtin("template.delete", templateDelete),
+			"create": k.bind("template.create", templateCreate),
+			"get":    k.bind("template.get", getResource),
+			"list":   k.bind("template.list", listResources),
+			"update": k.bind("template.update", templateUpdate),
+			"delete": k.bind("template.delete", deleteResource),
 		},
 	}}
 }
-
-// templateValue is a template as it was seen last.
-type templateValue struct {
-	template atomic.Pointer[wire.Template]
-	release  *entry // nil if it is nobody's to release
-}
-
-var (
-	_ starlark.HasAttrs = (*templateValue)(nil)
-	_ resource          = (*templateValue)(nil)
-	_ scoped            = (*templateValue)(nil)
-)
-
-func newTemplateValue(template *wire.Template) *templateValue {
-	t := new(templateValue)
-	t.template.Store(template)
-	return t
-}
-
-func (t *templateValue) Type() string          { return "template" }
-func (t *templateValue) Freeze()               {}
-func (t *templateValue) Truth() starlark.Bool  { return true }
-func (t *templateValue) Hash() (uint32, error) { return unhashable(t) }
-func (t *templateValue) held() *entry          { return t.release }
-func (t *templateValue) resourceName() string  { return t.template.Load().Name }
-func (t *templateValue) AttrNames() []string   { return templateAttributes.names(t.template.Load()) }
-func (t *templateValue) String() string {
-	w := t.template.Load()
-	return fmt.Sprintf("template(%q, image=%q)", w.Name, w.Image)
-}
-func (t *templateValue) Attr(name string) (starlark.Value, error) {
-	return templateAttributes.attr(t, t.template.Load(), name)
-}
-
-var templateAttributes = attributes[*templateValue]{methods: map[string]*starlark.Builtin{
-	"update": builtin("Template.update", templateUpdateSelf),
-	"delete": builtin("Template.delete", templateDeleteSelf),
-}}
 
 // mounts is a list of mount values.
 type mounts []wire.VolumeMount
@@ -89,7 +65,7 @@ func (m *mounts) Unpack(v starlark.Value) error {
 	return nil
 }
 
-func templateEnsure(c *invocation) (starlark.Value, error) {
+func templateEnsure(c *invocation, k *kind[wire.Template]) (starlark.Value, error) {
 	var want wire.TemplateCreate
 	var image, storage optional[string]
 	var ephemeral bool
@@ -99,59 +75,17 @@ func templateEnsure(c *invocation) (starlark.Value, error) {
 	}
 	want.Image, want.Resources.Storage = image.or(""), storage.or("")
 	c.warnTemplate(cl, want.Resources)
-
-	found, err := cl.GetTemplate(c.Ctx, want.Name)
-	if errors.Is(err, client.ErrNotFound) && image.ptr != nil {
-		value := new(templateValue)
-		if ephemeral {
-			value.release = c.push(&entry{kind: "template", name: value.nameOr(want.Name), release: func(ctx context.Context) error {
-				return ignoreNotFound(cl.DeleteTemplate(ctx, value.nameOr(want.Name)()))
-			}})
-		}
-		var created *wire.Template
-		created, err = cl.CreateTemplate(c.Ctx, want)
-		if err == nil {
-			value.template.Store(created)
-			return value, nil
-		}
-		if refused(err) {
-			c.Run.drop(value.release)
-		}
-		if !conflict(err) {
-			return nil, err
-		}
-		found, err = cl.GetTemplate(c.Ctx, want.Name) // somebody was faster
+	var create func() (*wire.Template, error)
+	if image.ptr != nil {
+		create = func() (*wire.Template, error) { return cl.CreateTemplate(c.Ctx, want) }
 	}
-	if errors.Is(err, client.ErrNotFound) && image.ptr == nil {
-		return nil, &hinted{err, fmt.Sprintf("give it an image to create it: template(%q, image = …)", want.Name)}
-	}
-	if err != nil {
-		return nil, err
-	}
-	if differences := templateDifferences(found, &want); len(differences) > 0 {
-		return nil, &hinted{
-			&client.Error{Kind: client.ErrAlreadyExists, ResourceType: "template",
-				Message: fmt.Sprintf("template %q exists and is different: %s", want.Name, strings.Join(differences, ", "))},
-			fmt.Sprintf("use another name, or delete it with template.delete(%q)", want.Name),
+	v, found, err := k.ensure(c, cl, want.Name, ephemeral, create, fmt.Sprintf("give it an image to create it: template(%q, image = …)", want.Name))
+	if err == nil && found {
+		if differences := templateDifferences(v.msg.Load(), &want); len(differences) > 0 {
+			return nil, k.differs(want.Name, strings.Join(differences, ", "))
 		}
 	}
-	return newTemplateValue(found), nil
-}
-
-// nameOr returns a function that tells the template's present name, or its
-// first one while it has not been created.
-func (t *templateValue) nameOr(first string) func() string {
-	return func() string {
-		if w := t.template.Load(); w != nil {
-			return w.Name
-		}
-		return first
-	}
-}
-
-func conflict(err error) bool {
-	var e *client.Error
-	return errors.As(err, &e) && e.Status == 409
+	return valueOrError(v, err)
 }
 
 // templateDifferences says how the template that exists differs from the wanted
@@ -221,7 +155,7 @@ func (c *invocation) warnTemplate(cl *client.Client, r wire.Resources) {
 	c.warnUnenforced(cl, !sameQuantity(r.CPU, wire.DefaultCPU), !sameQuantity(r.Memory, wire.DefaultMemory), r.Storage != "")
 }
 
-func templateCreate(c *invocation) (starlark.Value, error) {
+func templateCreate(c *invocation, k *kind[wire.Template]) (starlark.Value, error) {
 	var want wire.TemplateCreate
 	var storage optional[string]
 	cl, err := c.connect(&want.Name, &want.Image, &want.Resources.CPU, &want.Resources.Memory, &storage, (*mounts)(&want.VolumeMounts))
@@ -230,94 +164,16 @@ func templateCreate(c *invocation) (starlark.Value, error) {
 	}
 	want.Resources.Storage = storage.or("")
 	c.warnTemplate(cl, want.Resources)
-	template, err := cl.CreateTemplate(c.Ctx, want)
-	if err != nil {
-		return nil, err
-	}
-	return newTemplateValue(template), nil
+	return k.made(c, cl)(cl.CreateTemplate(c.Ctx, want))
 }
 
-func templateGet(c *invocation) (starlark.Value, error) {
-	which := named{kind: "template"}
-	cl, err := c.connect(&which)
-	if err != nil {
-		return nil, err
-	}
-	template, err := cl.GetTemplate(c.Ctx, which.name)
-	if err != nil {
-		return nil, err
-	}
-	return newTemplateValue(template), nil
-}
-
-func templateList(c *invocation) (starlark.Value, error) {
-	cl, err := c.connect()
-	if err != nil {
-		return nil, err
-	}
-	templates, err := cl.ListTemplates(c.Ctx)
-	if err != nil {
-		return nil, err
-	}
-	values := make([]starlark.Value, len(templates))
-	for i := range templates {
-		values[i] = newTemplateValue(&templates[i])
-	}
-	return starlark.NewList(values), nil
-}
-
-func templateUpdate(c *invocation) (starlark.Value, error) {
-	which := named{kind: "template"}
+func templateUpdate(c *invocation, k *kind[wire.Template]) (starlark.Value, error) {
 	var newName string
-	cl, err := c.connect(&which, &newName)
+	s, err := k.subject(c, &newName)
 	if err != nil {
 		return nil, err
 	}
-	template, err := cl.UpdateTemplate(c.Ctx, which.name, wire.TemplateUpdate{Name: newName})
-	if err != nil {
-		return nil, err
-	}
-	return newTemplateValue(template), nil
-}
-
-func templateUpdateSelf(c *invocation) (starlark.Value, error) {
-	var newName string
-	cl, err := c.connect(&newName)
-	if err != nil {
-		return nil, err
-	}
-	t := c.self.(*templateValue)
-	template, err := cl.UpdateTemplate(c.Ctx, t.resourceName(), wire.TemplateUpdate{Name: newName})
-	if err != nil {
-		return nil, err
-	}
-	t.template.Store(template)
-	return t, nil
-}
-
-func templateDelete(c *invocation) (starlark.Value, error) {
-	which := named{kind: "template"}
-	cl, err := c.connect(&which)
-	if err != nil {
-		return nil, err
-	}
-	if err := cl.DeleteTemplate(c.Ctx, which.name); err != nil {
-		return nil, err
-	}
-	return starlark.None, nil
-}
-
-func templateDeleteSelf(c *invocation) (starlark.Value, error) {
-	cl, err := c.connect()
-	if err != nil {
-		return nil, err
-	}
-	t := c.self.(*templateValue)
-	if err := cl.DeleteTemplate(c.Ctx, t.resourceName()); err != nil {
-		return nil, err
-	}
-	c.Run.drop(t.release)
-	return starlark.None, nil
+	return s.seen(s.cl.UpdateTemplate(c.Ctx, s.ref, wire.TemplateUpdate{Name: newName}))
 }
 
 func newResources(c *invocation) (starlark.Value, error) {

@@ -3,13 +3,17 @@ package builtins
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"math"
+	"slices"
 	"strings"
 	"time"
 
 	starjson "go.starlark.net/lib/json"
 	startime "go.starlark.net/lib/time"
 	"go.starlark.net/starlark"
+
+	"github.com/sbx-star/sbx-star/wire"
 )
 
 // This file defines how arguments become Go values.
@@ -97,8 +101,18 @@ func toDuration(v starlark.Value) (time.Duration, error) {
 	return time.Duration(n * float64(time.Second)), nil
 }
 
-// ttl is a time to live, in seconds. The server and the client check it.
-type ttl = optional[int]
+// ttl is a time to live in seconds (protocol.md §9), or nil for None.
+type ttl struct{ optional[int] }
+
+func (t *ttl) Unpack(v starlark.Value) error {
+	if err := t.optional.Unpack(v); err != nil {
+		return err
+	}
+	if t.ptr != nil && !wire.ValidTTL(*t.ptr) {
+		return fmt.Errorf("got %s, want 0 or a multiple of 60", v)
+	}
+	return nil
+}
 
 // stringDict is a dict of strings; nil for None.
 type stringDict map[string]string
@@ -179,9 +193,11 @@ type named struct {
 	kind     string // "sandbox"
 	optional bool   // None is no name
 	name     string
+	value    resource // nil if it was named by a string
 }
 
 func (n *named) Unpack(v starlark.Value) error {
+	n.value = nil
 	switch x := v.(type) {
 	case starlark.String:
 		n.name = string(x)
@@ -189,7 +205,7 @@ func (n *named) Unpack(v starlark.Value) error {
 		if v.Type() != n.kind {
 			return fmt.Errorf("got a %s, want a %s or its name", v.Type(), n.kind)
 		}
-		n.name = x.resourceName()
+		n.name, n.value = x.resourceName(), x
 	default:
 		if n.optional && v == starlark.None {
 			n.name = ""
@@ -209,11 +225,14 @@ type resource interface {
 	resourceName() string
 }
 
-// jsonObject is a dict that is sent as JSON, as it is; nil for None.
-type jsonObject json.RawMessage
+// jsonObject is a dict that is sent as JSON, as it is; the zero value for None.
+type jsonObject struct {
+	dict starlark.Value
+	text json.RawMessage
+}
 
 func (o *jsonObject) Unpack(v starlark.Value) error {
-	*o = nil
+	*o = jsonObject{}
 	if v == starlark.None {
 		return nil
 	}
@@ -224,6 +243,42 @@ func (o *jsonObject) Unpack(v starlark.Value) error {
 	if err != nil {
 		return fmt.Errorf("%s", err)
 	}
-	*o = jsonObject(text.(starlark.String))
+	o.dict, o.text = v, json.RawMessage(text.(starlark.String))
+	return nil
+}
+
+// runConfig says who runs commands, where and with what environment: a dict, or
+// a value of the same form. Nil for None.
+type runConfig struct{ ptr *wire.RunConfig }
+
+func (r *runConfig) Unpack(v starlark.Value) error {
+	r.ptr = nil
+	if v == starlark.None {
+		return nil
+	}
+	if known, ok := v.(*record); ok && known.typ == "run_config" {
+		config := known.msg.(wire.RunConfig)
+		r.ptr = &config
+		return nil
+	}
+	dict, ok := v.(starlark.IterableMapping)
+	if !ok {
+		return fmt.Errorf("got %s, want a dict", v.Type())
+	}
+	r.ptr = new(wire.RunConfig)
+	var user, workDir optional[string]
+	var env stringDict
+	fields := map[string]starlark.Unpacker{"user": &user, "work_dir": &workDir, "env_vars": &env}
+	for _, item := range dict.Items() {
+		name, _ := starlark.AsString(item[0])
+		field, ok := fields[name]
+		if !ok {
+			return fmt.Errorf("there is no key %s%s", item[0], DidYouMean("", name, slices.Collect(maps.Keys(fields))))
+		}
+		if err := field.Unpack(item[1]); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	r.ptr.User, r.ptr.WorkDir, r.ptr.EnvVars = user.or(""), workDir.or(""), env
 	return nil
 }

@@ -66,7 +66,7 @@ func wireField(msg any, name string) starlark.Value {
 		if tag != name {
 			continue
 		}
-		if options == "omitempty" && v.Field(i).IsZero() {
+		if strings.HasPrefix(options, "omit") && v.Field(i).IsZero() {
 			return starlark.None
 		}
 		return toStarlark(v.Field(i), name)

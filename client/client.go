@@ -20,6 +20,7 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"net/url"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -66,6 +67,9 @@ type Client struct {
 	// than the one it was given: it knows no idempotent start (§12).
 	ignoresIDs atomic.Bool
 
+	probing    chan struct{} // held while generation is looked at or found out
+	generation string
+
 	// The clock of waits and the dice of their jitter, which tests replace.
 	sleep  func(context.Context, time.Duration) error
 	jitter func() float64
@@ -103,7 +107,7 @@ func New(o Options) (*Client, error) {
 	}
 	c := &Client{
 		base: base, dial: o.Dial, timeout: o.Timeout, retries: retries, websocket: o.WebSocket.withDefaults(),
-		headers: headers, sleep: sleep, jitter: rand.Float64,
+		headers: headers, probing: make(chan struct{}, 1), sleep: sleep, jitter: rand.Float64,
 	}
 	c.http = &http.Client{
 		Transport:     transport,
@@ -158,6 +162,7 @@ type call struct {
 	policy  policy
 	timeout time.Duration // of each attempt; 0 is the client's
 	errors  mapper        // nil is mapGeneric
+	passes  []int         // statuses beyond 2xx that are the caller's to deal with
 }
 
 // An endpoint is an absolute URL, or why there is none.
@@ -187,14 +192,14 @@ func escape(s string) string {
 // mayHoldKey refuses to send credentials in the clear to another machine than
 // an encrypted control plane (§1.3).
 func (c *Client) mayHoldKey(u *url.URL, headers http.Header) error {
-	secret := headers.Get("X-Api-Key") + headers.Get("X-Service-Key") + headers.Get("Authorization")
+	secret := headers.Get("X-Api-Key") + headers.Get("X-Service-Key") + headers.Get("Authorization") + headers.Get(ServiceTokenHeader)
 	if c.base.Scheme != "https" || u.Scheme == "https" || u.Scheme == "wss" || secret == "" {
 		return nil
 	}
 	if ip := net.ParseIP(u.Hostname()); u.Hostname() == "localhost" || ip != nil && ip.IsLoopback() {
 		return nil
 	}
-	return &Error{Kind: ErrClient, Message: fmt.Sprintf("the server sends us to %s without encryption, where the API key would be readable on the way; ask its operator for an https dataplane_url", u.Host)}
+	return &Error{Kind: ErrClient, Message: fmt.Sprintf("the server sends us to %s without encryption, where the API key or token would be readable on the way; ask its operator for an https URL", u.Host)}
 }
 
 // json sends a request and reads the JSON answer into out, unless out is nil.
@@ -222,7 +227,8 @@ func (c *Client) json(ctx context.Context, call call, out any) error {
 }
 
 // do is the one way to the server: it sends the request, again where the
-// policy allows, and returns the answer if its status is a success. The caller
+// policy allows, and returns the answer if its status is a success, or one that
+// the call lets pass. The caller
 // closes the body; reading it fails once the attempt's time is over without
 // progress.
 func (c *Client) do(ctx context.Context, call call) (*http.Response, error) {
@@ -307,7 +313,7 @@ func (c *Client) attempt(ctx context.Context, call call, body []byte) (_ *http.R
 	if err != nil {
 		return nil, connected, c.failed(ctx, request, err)
 	}
-	if response.StatusCode/100 != 2 {
+	if response.StatusCode/100 != 2 && !slices.Contains(call.passes, response.StatusCode) {
 		raw, _ := io.ReadAll(io.LimitReader(response.Body, maxErrorAnswer))
 		response.Body.Close()
 		stall.stop()

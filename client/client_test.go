@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -30,6 +31,9 @@ import (
 func TestMain(m *testing.M) {
 	before := runtime.NumGoroutine()
 	code := m.Run()
+	if flag.Lookup("test.fuzz").Value.String() != "" {
+		os.Exit(code) // the fuzzer has goroutines of its own
+	}
 	for deadline := time.Now().Add(5 * time.Second); code == 0 && runtime.NumGoroutine() > before; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			fmt.Fprintf(os.Stderr, "%d goroutines before the tests, %d after them\n", before, runtime.NumGoroutine())
@@ -162,6 +166,14 @@ func wantEqual[T any](t *testing.T, what string, got, want T) {
 	if g, w := fmt.Sprintf("%+v", got), fmt.Sprintf("%+v", want); g != w {
 		t.Errorf("%s:\ngot  %s\nwant %s", what, g, w)
 	}
+}
+
+// inTurn is a list of waits, in seconds.
+func inTurn(seconds ...float64) (waits []time.Duration) {
+	for _, s := range seconds {
+		waits = append(waits, inSeconds(s))
+	}
+	return waits
 }
 
 // pipes is a listener in memory: what waits on it can be tested by the fake
@@ -549,14 +561,25 @@ func TestRequestsAndAnswers(t *testing.T) {
 			return box.Exec(t.Context(), RunOptions{Command: "true", Timeout: 1500 * time.Millisecond, Env: map[string]string{}})
 		}},
 	} {
-		c, s := serve(t, answer{200, x.answer, nil})
-		if _, err := x.do(c); err != nil {
-			t.Errorf("%s: %v", x.what, err)
-			continue
-		}
-		r := s.asked()[0]
-		wantEqual(t, x.what, r.method+" "+r.uri+" "+r.body, x.want)
+		wantRequest(t, x.what, x.answer, x.want, x.do)
 	}
+}
+
+// wantRequest compares the first request of a call, "METHOD uri body", which is
+// answered with 200, and returns what came of it.
+func wantRequest(t *testing.T, what, body, want string, do func(*Client) (any, error)) any {
+	t.Helper()
+	c, s := serve(t, answer{200, body, nil})
+	got, err := do(c)
+	if err != nil {
+		t.Errorf("%s: %v", what, err)
+	}
+	if asked := s.asked(); len(asked) == 0 {
+		t.Errorf("%s: nothing was asked", what)
+	} else {
+		wantEqual(t, what, asked[0].method+" "+asked[0].uri+" "+asked[0].body, want)
+	}
+	return got
 }
 
 func TestMissingFieldsHaveDefaults(t *testing.T) {

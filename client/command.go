@@ -73,6 +73,7 @@ const (
 	startRetries  = 5
 	graceAfter    = 30 * time.Second // the command's timeout, for the server to say so
 	killGrace     = 5 * time.Second
+	killLimit     = time.Second // for sending one; input may be in the way
 	inputPiece    = 32 << 10
 )
 
@@ -154,7 +155,7 @@ func (c *Command) start(ctx context.Context, deadline time.Time) (sent bool, err
 			sock.close()
 		}
 	}()
-	if err := sock.write(context.WithoutCancel(ctx), c.options.message()); err != nil {
+	if err := sock.write(context.WithoutCancel(ctx), sock.timeouts.Close, c.options.message()); err != nil {
 		return true, err
 	}
 	limit = min(limit, time.Until(deadline))
@@ -170,7 +171,7 @@ func (c *Command) start(ctx context.Context, deadline time.Time) (sent bool, err
 	case <-timer.C:
 		return true, &Error{Kind: ErrConnectTimeout, Message: fmt.Sprintf("the server did not start the command within %v", limit.Round(time.Millisecond)), Operation: "command"}
 	case <-ctx.Done():
-		sock.write(context.WithoutCancel(ctx), &wire.Kill{}) // nobody will have a handle on it
+		sock.write(context.WithoutCancel(ctx), killLimit, &wire.Kill{}) // nobody will have a handle on it
 		return true, context.Cause(ctx)
 	}
 	switch m := first.(type) {
@@ -494,12 +495,10 @@ func (c *Command) lost(ctx context.Context, err error) {
 		permanent = true // an answer that trying again does not change
 	}
 	if permanent {
-		c.flush()
 		c.end(false, -1, err)
 		return
 	}
 	if c.attempts++; c.attempts > maxReconnects {
-		c.flush()
 		c.end(false, -1, &Error{Kind: ErrConnection, Operation: "reconnect", Err: err,
 			Message: fmt.Sprintf("giving up on command %s after %d lost connections in a row: %v", c.ID(), c.attempts, err)})
 		return
@@ -557,7 +556,7 @@ func (c *Command) attached(ctx context.Context) (*socket, error) {
 		say = append(say, &wire.Kill{})
 	}
 	for _, m := range say {
-		if err := sock.write(ctx, m); err != nil {
+		if err := sock.write(ctx, sock.timeouts.Close, m); err != nil {
 			sock.close()
 			return nil, err
 		}
@@ -595,14 +594,15 @@ func (c *Command) Kill(ctx context.Context) error {
 	c.mu.Unlock()
 	defer c.wake()
 	if sock != nil {
-		if err := sock.write(ctx, &wire.Kill{}); err == nil || ctx.Err() != nil {
-			return err
+		if sock.write(ctx, killLimit, &wire.Kill{}) == nil {
+			return nil
 		}
 		c.mu.Lock()
 		if c.sock == sock {
 			c.sock = nil // broken, as whoever reads it is about to find out
 		}
 		c.mu.Unlock()
+		sock.conn.Close() // without a goodbye, which would have to wait as well
 		sock.close()
 	}
 	_, err := c.attached(ctx)
@@ -615,7 +615,7 @@ func (c *Command) abort() {
 	sock := c.sock
 	c.mu.Unlock()
 	if sock != nil {
-		sock.write(context.Background(), &wire.Kill{})
+		sock.write(context.Background(), killLimit, &wire.Kill{})
 	}
 }
 
@@ -627,8 +627,9 @@ func (c *Command) wake() {
 }
 
 // SendInput writes to the command's stdin. Over this protocol input is text:
-// other bytes are refused. Input that cannot be sent because the connection is
-// down is an error, and after the command's end it has no effect.
+// other bytes are refused. It waits while the command does not read. Input that
+// cannot be sent because the connection is down is an error, and after the
+// command's end it has no effect.
 func (c *Command) SendInput(ctx context.Context, data []byte) error {
 	if !utf8.Valid(data) {
 		return argumentError("input must be UTF-8 text; write other bytes to a file and redirect the command's stdin from it")
@@ -649,7 +650,7 @@ func (c *Command) SendInput(ctx context.Context, data []byte) error {
 	for len(data) > 0 {
 		piece := data[:min(len(data), inputPiece)]
 		piece = piece[:len(piece)-incomplete(string(piece[max(0, len(piece)-utf8.UTFMax):]))]
-		if err := sock.write(ctx, &wire.Input{Data: string(piece)}); err != nil {
+		if err := sock.write(ctx, unbounded, &wire.Input{Data: string(piece)}); err != nil {
 			return err
 		}
 		data = data[len(piece):]
@@ -669,7 +670,7 @@ func (c *Command) CloseStdin(ctx context.Context) error {
 	c.stdinClosed = true
 	c.mu.Unlock()
 	if sock != nil {
-		sock.write(ctx, &wire.CloseStdin{}) // if it is lost, the next attachment says it again
+		sock.write(ctx, unbounded, &wire.CloseStdin{}) // if it is lost, the next attachment says it again
 	}
 	return nil
 }

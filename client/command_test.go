@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -43,7 +44,7 @@ func (p *peer) hear() string {
 	return string(text)
 }
 
-// expect hears messages and compares them, id standing for the command's own.
+// expect hears messages and compares them.
 func (p *peer) expect(messages ...string) {
 	p.t.Helper()
 	for _, want := range messages {
@@ -114,7 +115,7 @@ func (s *sockets) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		for name, values := range s.refusal.header {
 			w.Header()[name] = values
 		}
-		w.WriteHeader(max(s.refusal.status, 404*(1-min(s.refusal.status, 1))))
+		w.WriteHeader(cmp.Or(s.refusal.status, http.StatusNotFound))
 		io.WriteString(w, s.refusal.body)
 		return
 	}
@@ -127,8 +128,7 @@ func (s *sockets) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.serve[n](&peer{conn, s.t, r})
 }
 
-// talk starts a server of sockets; the client does not wait. With the id "id"
-// its commands are known to it.
+// talk starts a server of sockets; the client does not wait.
 func talk(t *testing.T, serve ...func(*peer)) (*Sandbox, *sockets, *script) {
 	t.Helper()
 	s := &sockets{t: t, serve: serve}
@@ -641,13 +641,6 @@ func TestAHeldCharacterIsAskedForAgain(t *testing.T) {
 	wantEqual(t, "chunks", chunksOf(t, mustStart(t, b, RunOptions{})), []Chunk{{"stdout", "a", 0, 0}, {"stdout", "€", 5, 4}})
 }
 
-func seconds64(all ...float64) (waits []time.Duration) {
-	for _, s := range all {
-		waits = append(waits, inSeconds(s))
-	}
-	return waits
-}
-
 // many is the same handler n times.
 func many(n int, serve func(*peer)) (all []func(*peer)) {
 	for range n {
@@ -656,7 +649,7 @@ func many(n int, serve func(*peer)) (all []func(*peer)) {
 	return all
 }
 
-// drop hears a command and says nothing.
+// dropped hears a command and hangs up.
 func dropped(p *peer) { p.command() }
 
 func exits(p *peer) {
@@ -674,7 +667,7 @@ func TestGivingUp(t *testing.T) {
 	cmd := mustStart(t, b, RunOptions{})
 	_, err := cmd.Result(t.Context())
 	e := wantKind(t, err, ErrConnection)
-	wantEqual(t, "waits", notes.slept(), seconds64(.5, 1, 2, 4, 8))
+	wantEqual(t, "waits", notes.slept(), inTurn(.5, 1, 2, 4, 8))
 	wantEqual(t, "sockets", s.opened.Load(), 6)
 	stdout, stderr := cmd.Offsets() // half a character is for the next handle to read
 	wantEqual(t, "output", fmt.Sprint(e.Stdout, e.Stderr, stdout, stderr), "somemore4 4")
@@ -692,10 +685,10 @@ func TestWhatResetsTheCounter(t *testing.T) {
 		says  []string
 		waits []time.Duration
 	}{
-		"nothing":           {nil, seconds64(.5, 1, 2, 4, 8)},
-		"an ack of another": {[]string{`{"type":"started","command_id":"other","pid":1}`}, seconds64(.5, 1, 2, 4, 8)},
-		"the ack":           {[]string{`{"type":"started","command_id":"id","pid":1}`}, seconds64(.5, .5, .5, .5, .5, .5, .5, .5)},
-		"output":            {[]string{`{"type":"stdout","data":"same","offset":0}`}, seconds64(.5, .5, .5, .5, .5, .5, .5, .5)},
+		"nothing":           {nil, inTurn(.5, 1, 2, 4, 8)},
+		"an ack of another": {[]string{`{"type":"started","command_id":"other","pid":1}`}, inTurn(.5, 1, 2, 4, 8)},
+		"the ack":           {[]string{`{"type":"started","command_id":"id","pid":1}`}, inTurn(.5, .5, .5, .5, .5, .5, .5, .5)},
+		"output":            {[]string{`{"type":"stdout","data":"same","offset":0}`}, inTurn(.5, .5, .5, .5, .5, .5, .5, .5)},
 	} {
 		serve := []func(*peer){func(p *peer) { p.start() }}
 		serve = append(serve, many(7, func(p *peer) { p.command(); p.say(x.says...) })...)
@@ -715,7 +708,7 @@ func TestARestartIsFollowedAtOnce(t *testing.T) {
 		func(p *peer) { p.command(); p.end(websocket.CloseGoingAway) },
 		exits)
 	wantResult(t, mustStart(t, b, RunOptions{}), "", "", 0)
-	wantEqual(t, "waits", notes.slept(), seconds64(2)) // the third loss in a row
+	wantEqual(t, "waits", notes.slept(), inTurn(2)) // the third loss in a row
 	wantEqual(t, "sockets", s.opened.Load(), 5)
 
 	b, _, _ = talk(t, append([]func(*peer){func(p *peer) { p.start() }}, many(9, func(p *peer) { p.command(); p.end(websocket.CloseGoingAway) })...)...)
@@ -753,7 +746,7 @@ func TestRefusedReattachments(t *testing.T) {
 	b, s, notes := talk(t, func(p *peer) { p.start() }, nil, nil, exits)
 	s.refusal = answer{503, form("ServiceUnavailable", "booting"), http.Header{"Retry-After": {"9"}}}
 	wantResult(t, mustStart(t, b, RunOptions{}), "", "", 0)
-	wantEqual(t, "waits", notes.slept(), seconds64(.5, 1, 2))
+	wantEqual(t, "waits", notes.slept(), inTurn(.5, 1, 2))
 }
 
 func TestMessagesThatMakeNoSense(t *testing.T) {
@@ -843,24 +836,24 @@ func TestStartIsRepeated(t *testing.T) {
 		waits   []time.Duration
 		kind    *Kind
 	}{
-		"500":                   {answer{500, "", nil}, nil, true, seconds64(.4, .8, 1.6, 3.2, 6.4), ErrRetryableConnection},
-		"502":                   {answer{502, "", nil}, nil, true, seconds64(.4, .8, 1.6, 3.2, 6.4), ErrRetryableConnection},
-		"503":                   {answer{503, "", nil}, nil, true, seconds64(.4, .8, 1.6, 3.2, 6.4), ErrRetryableConnection},
-		"504":                   {answer{504, "", nil}, nil, true, seconds64(.4, .8, 1.6, 3.2, 6.4), ErrRetryableConnection},
-		"429":                   {answer{429, "", nil}, nil, true, seconds64(.4, .8, 1.6, 3.2, 6.4), ErrRetryableConnection},
-		"429, 7 s":              {answer{429, "", http.Header{"Retry-After": {"7"}}}, nil, true, seconds64(7, 7, 7, 7, 7), ErrRetryableConnection},
-		"503, at once":          {answer{503, "", http.Header{"Retry-After": {"0"}}}, nil, true, seconds64(0, 0, 0, 0, 0), ErrRetryableConnection},
-		"503, soon":             {answer{503, "", http.Header{"Retry-After": {"soon"}}}, nil, true, seconds64(.4, .8, 1.6, 3.2, 6.4), ErrRetryableConnection},
+		"500":                   {answer{500, "", nil}, nil, true, inTurn(.4, .8, 1.6, 3.2, 6.4), ErrRetryableConnection},
+		"502":                   {answer{502, "", nil}, nil, true, inTurn(.4, .8, 1.6, 3.2, 6.4), ErrRetryableConnection},
+		"503":                   {answer{503, "", nil}, nil, true, inTurn(.4, .8, 1.6, 3.2, 6.4), ErrRetryableConnection},
+		"504":                   {answer{504, "", nil}, nil, true, inTurn(.4, .8, 1.6, 3.2, 6.4), ErrRetryableConnection},
+		"429":                   {answer{429, "", nil}, nil, true, inTurn(.4, .8, 1.6, 3.2, 6.4), ErrRetryableConnection},
+		"429, 7 s":              {answer{429, "", http.Header{"Retry-After": {"7"}}}, nil, true, inTurn(7, 7, 7, 7, 7), ErrRetryableConnection},
+		"503, at once":          {answer{503, "", http.Header{"Retry-After": {"0"}}}, nil, true, inTurn(0, 0, 0, 0, 0), ErrRetryableConnection},
+		"503, soon":             {answer{503, "", http.Header{"Retry-After": {"soon"}}}, nil, true, inTurn(.4, .8, 1.6, 3.2, 6.4), ErrRetryableConnection},
 		"503, in an hour":       {answer{503, "", http.Header{"Retry-After": {"3600"}}}, nil, false, nil, ErrRetryableConnection},
 		"400":                   {answer{400, "", nil}, nil, false, nil, ErrConnection},
 		"401":                   {answer{401, "", nil}, nil, false, nil, ErrAuthentication},
 		"404":                   {answer{404, "", nil}, nil, false, nil, ErrConnection},
 		"501":                   {answer{501, "", nil}, nil, false, nil, ErrConnection},
-		"1000":                  {answer{}, func(p *peer) { p.command(); p.end(1000) }, true, seconds64(.5, 1, 2, 4, 8), ErrConnection},
-		"1001":                  {answer{}, func(p *peer) { p.command(); p.end(1001) }, true, seconds64(.5, 1, 2, 4, 8), ErrServerReload},
-		"1011":                  {answer{}, func(p *peer) { p.command(); p.end(1011) }, true, seconds64(.5, 1, 2, 4, 8), ErrConnection},
-		"lost":                  {answer{}, dropped, true, seconds64(.5, 1, 2, 4, 8), ErrConnection},
-		"lost before execute":   {answer{}, func(*peer) {}, true, seconds64(.5, 1, 2, 4, 8), ErrConnection},
+		"1000":                  {answer{}, func(p *peer) { p.command(); p.end(1000) }, true, inTurn(.5, 1, 2, 4, 8), ErrConnection},
+		"1001":                  {answer{}, func(p *peer) { p.command(); p.end(1001) }, true, inTurn(.5, 1, 2, 4, 8), ErrServerReload},
+		"1011":                  {answer{}, func(p *peer) { p.command(); p.end(1011) }, true, inTurn(.5, 1, 2, 4, 8), ErrConnection},
+		"lost":                  {answer{}, dropped, true, inTurn(.5, 1, 2, 4, 8), ErrConnection},
+		"lost before execute":   {answer{}, func(*peer) {}, true, inTurn(.5, 1, 2, 4, 8), ErrConnection},
 		"an error message":      {answer{}, func(p *peer) { p.command(); p.say(`{"type":"error"}`); p.untilEnd() }, false, nil, ErrOperation},
 		"a message of nonsense": {answer{}, func(p *peer) { p.command(); p.say(`nonsense`); p.untilEnd() }, false, nil, ErrClient},
 	} {
@@ -914,7 +907,7 @@ func TestStartWhereNothingListens(t *testing.T) {
 	c := clientOf(t, Options{Endpoint: url}, &s.mu, &s.waits)
 	_, err = boxAt(c, url).Start(t.Context(), RunOptions{Command: "x"})
 	wantKind(t, err, ErrConnectTimeout)
-	wantEqual(t, "waits", s.slept(), seconds64(.5, 1, 2, 4, 8))
+	wantEqual(t, "waits", s.slept(), inTurn(.5, 1, 2, 4, 8))
 }
 
 func TestStartWhereSomethingElseListens(t *testing.T) {

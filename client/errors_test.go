@@ -247,11 +247,17 @@ func TestStatusMaps(t *testing.T) {
 			}, dataplane...),
 		},
 	} {
-		for _, r := range x.rows {
-			c, s := serve(t, answer{r.status, r.body, nil})
-			c.retries = 0
-			r.check(t, call, x.do(c, boxAt(c, s.url)))
-		}
+		checkMap(t, call, x.do, x.rows)
+	}
+}
+
+// checkMap answers the call with each row.
+func checkMap(t *testing.T, call string, do func(*Client, *Sandbox) error, rows []row) {
+	t.Helper()
+	for _, r := range rows {
+		c, s := serve(t, answer{r.status, r.body, nil})
+		c.retries = 0
+		r.check(t, call, do(c, boxAt(c, s.url)))
 	}
 }
 

@@ -45,18 +45,22 @@ func (s *Sandbox) Download(ctx context.Context, path string) (io.ReadCloser, err
 	if err := validatePath(path); err != nil {
 		return nil, err
 	}
-	response, err := s.client.do(ctx, call{path: s.dataplane("download", false), query: url.Values{"path": {path}}, timeout: fileTimeout,
-		errors: func(e *Error, p wire.Problem) {
-			mapDataplane(e, p)
-			if e.Status == http.StatusNotFound {
-				e.Kind, e.ResourceType, e.Operation = ErrNotFound, "file", ""
-				e.Message = fmt.Sprintf("sandbox %s has no file %s", s.Name, path)
-			}
-		}})
+	response, err := s.client.do(ctx, call{path: s.dataplane("download", false), query: url.Values{"path": {path}}, timeout: fileTimeout, errors: s.mapFile(path)})
 	if err != nil {
 		return nil, err
 	}
 	return response.Body, nil
+}
+
+// mapFile is §3.6 for what is read from the file at path.
+func (s *Sandbox) mapFile(path string) mapper {
+	return func(e *Error, p wire.Problem) {
+		mapDataplane(e, p)
+		if e.Status == http.StatusNotFound {
+			e.Kind, e.ResourceType, e.Operation = ErrNotFound, "file", ""
+			e.Message = fmt.Sprintf("sandbox %s has no file %s", s.Name, path)
+		}
+	}
 }
 
 // Exists reports whether there is anything at path: a file, a folder or else.

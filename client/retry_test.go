@@ -104,31 +104,25 @@ func TestRetriesCanBeTurnedOff(t *testing.T) {
 
 // The vectors of §14.
 func TestWaitsBetweenRepetitions(t *testing.T) {
-	seconds := func(all ...float64) (waits []time.Duration) {
-		for _, s := range all {
-			waits = append(waits, time.Duration(s*float64(time.Second)))
-		}
-		return waits
-	}
 	for _, x := range []struct {
 		status     int
 		retryAfter string
 		want       []time.Duration
 	}{
-		{502, "", seconds(1, 2, 4)},
-		{503, "", seconds(1, 2, 4)},
-		{504, "9", seconds(1, 2, 4)},
-		{429, "2", seconds(2, 4, 8)},
-		{429, "0.5", seconds(.5, 1, 2)},
-		{429, "0", seconds(0, 0, 0)},
-		{429, "-3", seconds(0, 0, 0)},
-		{429, "", seconds(1, 2, 4)},
-		{429, "soon", seconds(1, 2, 4)},
-		{429, "NaN", seconds(1, 2, 4)},
-		{429, "Mon, 02 Jan 2006 15:04:05 GMT", seconds(0, 0, 0)},
-		{429, "20", seconds(20, 30, 30)},
-		{429, "1e30", seconds(30, 30, 30)},
-		{429, time.Now().Add(time.Hour).UTC().Format(http.TimeFormat), seconds(30, 30, 30)},
+		{502, "", inTurn(1, 2, 4)},
+		{503, "", inTurn(1, 2, 4)},
+		{504, "9", inTurn(1, 2, 4)},
+		{429, "2", inTurn(2, 4, 8)},
+		{429, "0.5", inTurn(.5, 1, 2)},
+		{429, "0", inTurn(0, 0, 0)},
+		{429, "-3", inTurn(0, 0, 0)},
+		{429, "", inTurn(1, 2, 4)},
+		{429, "soon", inTurn(1, 2, 4)},
+		{429, "NaN", inTurn(1, 2, 4)},
+		{429, "Mon, 02 Jan 2006 15:04:05 GMT", inTurn(0, 0, 0)},
+		{429, "20", inTurn(20, 30, 30)},
+		{429, "1e30", inTurn(30, 30, 30)},
+		{429, time.Now().Add(time.Hour).UTC().Format(http.TimeFormat), inTurn(30, 30, 30)},
 	} {
 		c, s := serve(t, answer{x.status, `{}`, http.Header{"Retry-After": {x.retryAfter}}})
 		if _, err := c.Info(t.Context()); err == nil {

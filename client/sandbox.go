@@ -12,7 +12,7 @@ import (
 )
 
 // This file defines the calls on sandboxes, which the wire calls boxes
-// (protocol.md §2.4, §2.5).
+// (protocol.md §2.4–§2.6).
 
 // Sandbox is a sandbox as it was last seen, and what can be done in it. Its
 // methods may be called from several goroutines, but for Refresh, which
@@ -184,6 +184,32 @@ func (c *Client) WaitForSandbox(ctx context.Context, name string, timeout, poll 
 			return nil, err
 		}
 	}
+}
+
+// StartSandbox starts a sandbox that is stopped, or failed, and waits until it is
+// ready, for the timeout at most; 0 is two minutes. Its files are as they were,
+// its processes are gone. Failures are those of WaitForSandbox.
+func (c *Client) StartSandbox(ctx context.Context, name string, timeout time.Duration) (*Sandbox, error) {
+	if timeout == 0 {
+		timeout = 2 * time.Minute
+	}
+	if err := c.json(ctx, call{method: http.MethodPost, path: c.path("boxes", name, "start"), body: struct{}{}, errors: of("sandbox")}, nil); err != nil {
+		return nil, err
+	}
+	return c.WaitForSandbox(ctx, name, timeout, time.Second)
+}
+
+// StopSandbox stops a sandbox: its files stay, its processes do not. It may
+// come back before all of them are gone.
+func (c *Client) StopSandbox(ctx context.Context, name string) error {
+	return c.json(ctx, call{method: http.MethodPost, path: c.path("boxes", name, "stop"), body: struct{}{}, errors: of("sandbox")}, nil)
+}
+
+// RenewLease begins the time of a lease anew, for every sandbox that was made
+// under it. Where there is none, which includes servers that know no leases,
+// the error is ErrNotFound.
+func (c *Client) RenewLease(ctx context.Context, id string) error {
+	return c.json(ctx, call{method: http.MethodPost, path: c.path("leases", id, "renew"), body: struct{}{}, errors: of("lease")}, nil)
 }
 
 // Refresh sees the sandbox again.

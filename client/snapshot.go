@@ -56,13 +56,16 @@ func (c *Client) ListSnapshots(ctx context.Context, q SnapshotQuery) ([]wire.Sna
 
 // DeleteSnapshot deletes a snapshot. Sandboxes that were made from it stay.
 func (c *Client) DeleteSnapshot(ctx context.Context, id string) error {
-	return c.json(ctx, call{method: http.MethodDelete, path: c.path("snapshots", id), errors: of("snapshot")}, nil)
+	return c.delete(ctx, call{path: c.path("snapshots", id), errors: of("snapshot")})
 }
 
 // WaitForSnapshot asks every poll interval until the snapshot is ready, at
-// least once. One that failed is ErrCreation, and ErrTimeout carries the last
-// status.
+// least once; an interval of 0 is one of two seconds. One that failed is
+// ErrCreation, and ErrTimeout carries the last status.
 func (c *Client) WaitForSnapshot(ctx context.Context, id string, timeout, poll time.Duration) (*wire.Snapshot, error) {
+	if poll <= 0 {
+		poll = 2 * time.Second
+	}
 	for deadline := time.Now().Add(timeout); ; {
 		s, err := c.GetSnapshot(ctx, id)
 		if err != nil {
@@ -88,9 +91,10 @@ func (c *Client) WaitForSnapshot(ctx context.Context, id string, timeout, poll t
 	}
 }
 
-// CreateRegistry records a registry that images are pulled from.
+// CreateRegistry records a registry that images are pulled from. It is not sent
+// again where one that exists could be taken for it: its password is not shown.
 func (c *Client) CreateRegistry(ctx context.Context, r wire.RegistryCreate) (*wire.Registry, error) {
-	return send[wire.Registry](ctx, c, call{method: http.MethodPost, path: c.path("registries"), body: r, policy: namedCreating,
+	return send[wire.Registry](ctx, c, call{method: http.MethodPost, path: c.path("registries"), body: r, policy: creating,
 		errors: conflicting("registry", ErrAlreadyExists)})
 }
 
@@ -116,5 +120,5 @@ func (c *Client) UpdateRegistry(ctx context.Context, name string, u wire.Registr
 
 // DeleteRegistry forgets a registry.
 func (c *Client) DeleteRegistry(ctx context.Context, name string) error {
-	return c.json(ctx, call{method: http.MethodDelete, path: c.path("registries", name), errors: of("registry")}, nil)
+	return c.delete(ctx, call{path: c.path("registries", name), errors: of("registry")})
 }

@@ -224,12 +224,13 @@ func (s *socket) ping() {
 		case <-tick.C:
 			select {
 			case s.writing <- struct{}{}:
-				<-s.writing
-			default:
-				s.expectSomething() // of a peer that is not asked: what is being written is in the way
+			default: // input that the command does not read yet is in the way
+				s.expectSomething()
 				continue
 			}
-			if s.conn.WriteControl(websocket.PingMessage, nil, time.Now().Add(s.timeouts.Close)) != nil {
+			err := s.conn.WriteControl(websocket.PingMessage, nil, time.Now().Add(s.timeouts.Close))
+			<-s.writing
+			if err != nil {
 				s.conn.Close() // wakes the reader, which reports it
 				return
 			}
@@ -239,20 +240,12 @@ func (s *socket) ping() {
 	}
 }
 
-// write sends one message. Input may take as long as the command does not read
-// it; a kill does not wait behind that. Where an error comes from sending, the
-// socket is of no use any more.
-func (s *socket) write(ctx context.Context, m wire.Message) error {
+// write sends one message within the limit. Where an error comes from sending,
+// and not from waiting for another message to be sent, the socket has ended.
+func (s *socket) write(ctx context.Context, limit time.Duration, m wire.Message) error {
 	text, err := wire.EncodeMessage(m)
 	if err != nil {
 		return argumentError("the message cannot be written as JSON: %v", err)
-	}
-	limit := s.timeouts.Close
-	switch m.(type) {
-	case *wire.Input, *wire.CloseStdin:
-		limit = unbounded
-	case *wire.Kill:
-		limit = min(limit, time.Second)
 	}
 	limited, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()

@@ -18,8 +18,14 @@ func (c *Client) CreateVolume(ctx context.Context, v wire.VolumeCreate) (*wire.V
 	if v.Timeout == 0 {
 		v.Timeout = 60
 	}
-	return send[wire.Volume](ctx, c, call{method: http.MethodPost, path: c.path("volumes"), body: v, policy: namedCreating,
-		timeout: time.Duration(v.Timeout+30) * time.Second, errors: mapVolumeCreate})
+	made, err := send[wire.Volume](ctx, c, call{method: http.MethodPost, path: c.path("volumes"), body: v, policy: namedCreating,
+		timeout: time.Duration(max(v.Timeout, 0)+30) * time.Second, errors: mapVolumeCreate})
+	if ofRepetition(err, ErrAlreadyExists) {
+		if found, e := c.GetVolume(ctx, v.Name); e == nil && found.Size == v.Size {
+			return found, nil
+		}
+	}
+	return made, err
 }
 
 // GetVolume finds a volume by its name or id.
@@ -47,7 +53,7 @@ func (c *Client) UpdateVolume(ctx context.Context, name string, u wire.VolumeUpd
 
 // DeleteVolume deletes a volume with its files. One that is mounted is ErrInUse.
 func (c *Client) DeleteVolume(ctx context.Context, name string) error {
-	return c.json(ctx, call{method: http.MethodDelete, path: c.path("volumes", name), errors: conflicting("volume", ErrInUse)}, nil)
+	return c.delete(ctx, call{path: c.path("volumes", name), errors: conflicting("volume", ErrInUse)})
 }
 
 // CreatePool makes a pool and waits until it has a sandbox ready, p.Timeout
@@ -57,8 +63,14 @@ func (c *Client) CreatePool(ctx context.Context, p wire.PoolCreate) (*wire.Pool,
 	if p.Timeout == 0 {
 		p.Timeout = 30
 	}
-	return send[wire.Pool](ctx, c, call{method: http.MethodPost, path: c.path("pools"), body: p, policy: namedCreating,
-		timeout: time.Duration(p.Timeout+30) * time.Second, errors: mapPool(ErrAlreadyExists)})
+	made, err := send[wire.Pool](ctx, c, call{method: http.MethodPost, path: c.path("pools"), body: p, policy: namedCreating,
+		timeout: time.Duration(max(p.Timeout, 0)+30) * time.Second, errors: mapPool(ErrAlreadyExists)})
+	if ofRepetition(err, ErrAlreadyExists) {
+		if found, e := c.GetPool(ctx, p.Name); e == nil && found.TemplateName == p.TemplateName && found.Replicas == p.Replicas {
+			return found, nil
+		}
+	}
+	return made, err
 }
 
 // GetPool finds a pool by its name or id.
@@ -86,7 +98,7 @@ func (c *Client) UpdatePool(ctx context.Context, name string, u wire.PoolUpdate)
 
 // DeletePool deletes a pool and the sandboxes that it keeps.
 func (c *Client) DeletePool(ctx context.Context, name string) error {
-	return c.json(ctx, call{method: http.MethodDelete, path: c.path("pools", name), errors: of("pool")}, nil)
+	return c.delete(ctx, call{path: c.path("pools", name), errors: of("pool")})
 }
 
 // mapVolumeCreate is §3.5.

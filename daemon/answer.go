@@ -28,13 +28,24 @@ func (d *daemon) route(w http.ResponseWriter, r *http.Request) {
 	var method, alias string
 	switch r.URL.Path {
 	case "/execute":
-		method, handle = http.MethodPost, d.execute
+		method, handle = http.MethodPost, d.activity.during(d.execute)
 	case "/execute/ws":
 		method, handle = http.MethodGet, d.executeWS
 	case "/upload":
-		method, handle = http.MethodPost, d.upload
+		method, handle = http.MethodPost, d.activity.during(d.upload)
 	case "/download":
-		method, alias, handle = http.MethodGet, http.MethodHead, d.download
+		method, alias, handle = http.MethodGet, http.MethodHead, d.activity.during(d.download)
+	case "/glob":
+		method, handle = http.MethodPost, d.activity.during(d.glob)
+	case "/grep":
+		method, handle = http.MethodPost, d.activity.during(d.grep)
+	// What follows is for the server, which lets no client through to it.
+	case "/activity":
+		method, handle = http.MethodGet, d.busy
+	case "/config":
+		method, handle = http.MethodPut, d.configure
+	case "/connect":
+		method, handle = http.MethodGet, d.connect
 	default:
 		answer(w, &failure{status: http.StatusNotFound, Problem: wire.Problem{Type: "NotFound", Message: "no such path: " + r.URL.Path}})
 		return
@@ -90,7 +101,7 @@ func answerJSON(w http.ResponseWriter, status int, value any) {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	w.Write(append(body, '\n'))
+	w.Write(body)
 }
 
 // readJSON reads a request's body into value (§13.29).
@@ -158,7 +169,7 @@ func (d *daemon) resolve(path, kind string) (string, error) {
 	case strings.HasPrefix(path, "/"):
 		return path, nil
 	}
-	return d.cfg.Home + "/" + path, nil
+	return d.cfg.Load().Home + "/" + path, nil
 }
 
 // fileFailure maps an error of the system to §5; kind is ReadError or WriteError.

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"maps"
 	"os"
-	"os/user"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -52,12 +51,13 @@ type commandSpec struct {
 	argv    []string
 	env     []string
 	dir     string
+	who     *account
 	pty     bool
 	stdin   bool
 }
 
 // prepare checks a request and completes it from the configuration (§5, §16.3).
-func (c Config) prepare(req commandRequest) (commandSpec, error) {
+func (c *Config) prepare(req commandRequest) (commandSpec, error) {
 	spec := commandSpec{pty: req.pty, stdin: req.stdin}
 	if req.command.Argv != nil {
 		spec.argv = req.command.Argv
@@ -73,7 +73,7 @@ func (c Config) prepare(req commandRequest) (commandSpec, error) {
 	}
 	spec.program = spec.argv[0]
 
-	extra, dir := req.env, req.cwd
+	extra, dir, name := req.env, req.cwd, c.User
 	if rc := req.runConfig; rc != nil {
 		if req.env != nil || req.cwd != "" {
 			return spec, refuse(wire.ErrInvalidRequest, "run_config excludes env and cwd: give env_vars and work_dir inside it instead")
@@ -81,22 +81,30 @@ func (c Config) prepare(req commandRequest) (commandSpec, error) {
 		if rc.WorkDir != "" && !filepath.IsAbs(rc.WorkDir) {
 			return spec, refuse(wire.ErrInvalidRequest, "run_config.work_dir is %q: give an absolute path", rc.WorkDir)
 		}
-		if err := checkUser(rc.User); err != nil {
-			return spec, err
-		}
 		extra, dir = rc.EnvVars, rc.WorkDir
+		if rc.User != "" {
+			name = rc.User
+		}
 	}
+	who, err := lookup(name)
+	if err != nil {
+		return spec, err
+	}
+	spec.who = who
 
 	env := map[string]string{"PATH": defaultPath, "HOME": c.Home}
 	if req.pty {
 		env["TERM"] = terminalType
 	}
+	if who != nil && who.name != "" {
+		env["HOME"], env["USER"], env["LOGNAME"] = who.home, who.name, who.name
+	}
 	maps.Copy(env, c.Env)
 	maps.Copy(env, extra)
+	if err := checkEnv(env); err != nil {
+		return spec, err
+	}
 	for name, value := range env {
-		if name == "" || strings.ContainsAny(name, "=\x00") || strings.Contains(value, "\x00") {
-			return spec, refuse(wire.ErrInvalidRequest, "the environment variable %q cannot be set: names hold no = and are not empty, and neither names nor values hold a zero byte", name)
-		}
 		spec.env = append(spec.env, name+"="+value)
 	}
 	slices.Sort(spec.env)
@@ -112,35 +120,27 @@ func (c Config) prepare(req commandRequest) (commandSpec, error) {
 	if strings.Contains(spec.dir, "\x00") || slices.ContainsFunc(spec.argv, func(arg string) bool { return strings.Contains(arg, "\x00") }) {
 		return spec, refuse(wire.ErrInvalidRequest, "the command or its directory holds a zero byte")
 	}
-	if info, err := os.Stat(spec.dir); err != nil {
-		return spec, refuse(wire.ErrCommand, "cannot start the command: working directory %s: %v", spec.dir, cause(err))
-	} else if !info.IsDir() {
-		return spec, refuse(wire.ErrCommand, "cannot start the command: working directory %s is not a directory", spec.dir)
+	if failed := who.do(func() { err = spec.find(env["PATH"]) }); failed != nil {
+		err = failed
 	}
-	path, err := findProgram(spec.program, env["PATH"], spec.dir)
-	if err != nil {
-		return spec, refuse(wire.ErrCommand, "cannot start the command: %s: %v", spec.program, cause(err))
-	}
-	spec.path = path
-	return spec, nil
+	return spec, err
 }
 
-// checkUser accepts the account that commands run as anyway.
-func checkUser(name string) error {
-	if name == "" {
-		return nil
+// find checks the directory and looks up the program, with the rights of the
+// command.
+func (s *commandSpec) find(path string) error {
+	info, err := os.Stat(s.dir)
+	if err == nil && !info.IsDir() {
+		err = syscall.ENOTDIR
 	}
-	account, group, grouped := strings.Cut(name, ":")
-	uid, gid := strconv.Itoa(os.Getuid()), strconv.Itoa(os.Getgid())
-	self, err := user.LookupId(uid)
-	sameUser := account == uid || err == nil && account == self.Username
-	sameGroup := !grouped || group == gid
-	if grouped && !sameGroup {
-		g, err := user.LookupGroupId(gid)
-		sameGroup = err == nil && group == g.Name
+	if err == nil {
+		err = unix.Faccessat(unix.AT_FDCWD, s.dir, unix.X_OK, unix.AT_EACCESS)
 	}
-	if !sameUser || !sameGroup {
-		return refuse(wire.ErrCommand, "run_config.user is %q, but commands of this sandbox can only run as user %s of group %s: leave user out", name, uid, gid)
+	if err != nil {
+		return refuse(wire.ErrCommand, "cannot start the command: working directory %s: %v", s.dir, cause(err))
+	}
+	if s.path, err = findProgram(s.program, path, s.dir); err != nil {
+		return refuse(wire.ErrCommand, "cannot start the command: %s: %v", s.program, cause(err))
 	}
 	return nil
 }
@@ -182,36 +182,40 @@ func executable(file string) error {
 
 // command is a started command.
 type command struct {
-	pid    int
-	input  *os.File      // the caller closes it; nil if stdin is /dev/null
-	exited chan struct{} // closed when the main process has ended
-	ended  chan struct{} // closed when its output has been handed over too
-	code   int           // valid once ended is closed
+	pid      int
+	input    *os.File           // the caller closes it; nil if stdin is /dev/null
+	terminal bool               // input is one
+	exited   chan struct{}      // closed when the main process has ended
+	ended    chan struct{}      // closed when its output has been handed over too
+	status   syscall.WaitStatus // valid once ended is closed, as is took
+	took     time.Duration      // until the main process had ended
+	begun    time.Time
 
 	d        *daemon
 	draining sync.WaitGroup // pumps that have not handed over everything
 }
 
-// start executes spec. What it writes comes to stdout and stderr as valid
-// UTF-8, each called by one goroutine; when they do not return, the command is
-// held up. A terminal has stdout only.
+// start executes spec. What it writes comes to stdout and stderr, each called by
+// one goroutine; when they do not return, the command is held up. A terminal has
+// stdout only.
 func (d *daemon) start(spec commandSpec, stdout, stderr func([]byte)) (*command, error) {
-	c := &command{exited: make(chan struct{}), ended: make(chan struct{}), d: d}
-	attr := &syscall.ProcAttr{Dir: spec.dir, Env: spec.env, Sys: &syscall.SysProcAttr{}}
+	c := &command{terminal: spec.pty, exited: make(chan struct{}), ended: make(chan struct{}), d: d}
+	attr := &syscall.ProcAttr{Dir: spec.dir, Env: spec.env, Sys: &syscall.SysProcAttr{Credential: spec.who.credential()}}
 	var outputs []*os.File
 	var theirs []int // the command's ends
 	var err error
 	if spec.pty {
-		outputs, theirs, err = c.openTerminal()
+		outputs, theirs, err = c.openTerminal(spec.who)
 		attr.Sys.Setctty = true // Ctty 0: the child's stdin
 	} else {
-		outputs, theirs, err = c.openPipes(spec.stdin)
+		outputs, theirs, err = c.openPipes(spec.stdin, spec.who)
 	}
 	var ended <-chan syscall.WaitStatus
 	if err == nil {
 		for _, fd := range theirs {
 			attr.Files = append(attr.Files, uintptr(fd))
 		}
+		c.begun = time.Now()
 		c.pid, ended, err = d.reaper.start(spec.path, spec.argv, attr)
 	}
 	slices.Sort(theirs)
@@ -237,7 +241,8 @@ func (d *daemon) start(spec commandSpec, stdout, stderr func([]byte)) (*command,
 		d.work.Go(func() { c.pump(f, sink) })
 	}
 	d.work.Go(func() {
-		c.code = exitCode(<-ended)
+		c.status = <-ended
+		c.took = time.Since(c.begun)
 		close(c.exited)
 		for _, f := range outputs {
 			f.SetReadDeadline(past) // wakes its pump
@@ -249,19 +254,60 @@ func (d *daemon) start(spec commandSpec, stdout, stderr func([]byte)) (*command,
 }
 
 // kill ends the whole process group, and reports whether the main process still ran.
-func (c *command) kill() bool { return c.d.reaper.kill(c.pid) }
+func (c *command) kill() bool { return c.signal(syscall.SIGKILL) }
 
-// exitCode is 128+n after a signal n (§6.6).
-func exitCode(status syscall.WaitStatus) int {
-	if status.Signaled() {
-		return 128 + int(status.Signal())
+// signal sends a signal to the process group, and reports the same.
+func (c *command) signal(sig syscall.Signal) bool { return c.d.reaper.signal(c.pid, sig) }
+
+// resize sets the size of the terminal; without one it means nothing.
+func (c *command) resize(cols, rows uint16) {
+	if !c.terminal {
+		return
 	}
-	return status.ExitStatus()
+	if conn, err := c.input.SyscallConn(); err == nil { // else it was closed: the command is over
+		conn.Control(func(fd uintptr) {
+			unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Row: rows, Col: cols})
+		})
+	}
+}
+
+// code is the exit code, which is 128+n after a signal n (§6.6).
+func (c *command) code() int {
+	if c.status.Signaled() {
+		return 128 + int(c.status.Signal())
+	}
+	return c.status.ExitStatus()
+}
+
+// exit is the last message of a command that ended, with all that exec.v1 says.
+func (c *command) exit() *wire.Exit {
+	m := &wire.Exit{ExitCode: c.code(), DurationMS: int64((c.took + time.Millisecond - 1) / time.Millisecond)}
+	if c.status.Signaled() {
+		m.Signal = signalName(c.status.Signal())
+	}
+	return m
+}
+
+// signalName names a signal as signalNumber reads it; one without a name is its
+// number.
+func signalName(sig syscall.Signal) string {
+	if name := unix.SignalName(sig); name != "" {
+		return strings.TrimPrefix(name, "SIG")
+	}
+	return strconv.Itoa(int(sig))
+}
+
+// signalNumber reads the name of a signal, as in TERM or SIGTERM.
+func signalNumber(name string) (syscall.Signal, error) {
+	if sig := unix.SignalNum("SIG" + strings.TrimPrefix(name, "SIG")); sig != 0 {
+		return sig, nil
+	}
+	return 0, refuse(wire.ErrInvalidRequest, "there is no signal %q: give a name such as TERM, INT or HUP", name)
 }
 
 // openPipes makes the three standard streams. Its results are ours to read and
 // the child's 0, 1 and 2.
-func (c *command) openPipes(stdin bool) (outputs []*os.File, theirs []int, err error) {
+func (c *command) openPipes(stdin bool, who *account) (outputs []*os.File, theirs []int, err error) {
 	open := func(ours int) error { // ours: which end of the pipe is
 		var p [2]int
 		if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
@@ -275,7 +321,7 @@ func (c *command) openPipes(stdin bool) (outputs []*os.File, theirs []int, err e
 		} else {
 			outputs = append(outputs, f)
 		}
-		return nil
+		return who.give(p[ours])
 	}
 	if stdin {
 		err = open(1)
@@ -294,7 +340,7 @@ func (c *command) openPipes(stdin bool) (outputs []*os.File, theirs []int, err e
 }
 
 // openTerminal makes a terminal, which is all three streams.
-func (c *command) openTerminal() (outputs []*os.File, theirs []int, err error) {
+func (c *command) openTerminal(who *account) (outputs []*os.File, theirs []int, err error) {
 	master, slave, err := pty.Open()
 	if err != nil {
 		return nil, nil, fmt.Errorf("open a terminal: %w", err)
@@ -303,6 +349,9 @@ func (c *command) openTerminal() (outputs []*os.File, theirs []int, err error) {
 	defer slave.Close()
 	if err := pty.Setsize(slave, &pty.Winsize{Rows: terminalRows, Cols: terminalCols}); err != nil {
 		return nil, nil, fmt.Errorf("set the size of the terminal: %w", err)
+	}
+	if err := who.give(int(slave.Fd())); err != nil {
+		return nil, nil, err
 	}
 	// Two descriptors of its own for each direction, which the poller watches;
 	// those of package pty are made blocking.
@@ -341,12 +390,11 @@ func (c *command) pump(f *os.File, sink func([]byte)) {
 	defer f.Close()
 	stop := context.AfterFunc(c.d.halt, func() { f.Close() })
 	defer stop()
-	var text sanitizer
 	buf := make([]byte, pumpStart)
 	for left := drainMost; left > 0; {
 		n, err := read(f, buf, c.exited)
 		if n > 0 {
-			sink(text.feed(buf[:n]))
+			sink(buf[:n])
 		}
 		if n == len(buf) && n < pumpMost {
 			buf = make([]byte, 4*n)
@@ -358,7 +406,6 @@ func (c *command) pump(f *os.File, sink func([]byte)) {
 			break
 		}
 	}
-	sink(text.flush())
 	c.draining.Done()
 	buf = make([]byte, pumpStart)
 	for {

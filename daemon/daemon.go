@@ -1,7 +1,7 @@
 //go:build linux
 
 // Package daemon is what runs inside a sandbox and serves its data plane:
-// commands over HTTP and WebSocket, and files (protocol.md §5, §6).
+// commands over HTTP and WebSocket, and files (protocol.md §5, §6, §15, §16).
 //
 // A command that was started over a WebSocket is a session: it and its output
 // stand here, and a socket is only one of its readers, which can be lost and
@@ -16,19 +16,13 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 // This file defines the daemon as a whole: configuration, limits, start and end.
-
-// Config is what a runtime tells the daemon it places.
-type Config struct {
-	Env     map[string]string `json:"env"`      // environment of every command, below the request's own
-	WorkDir string            `json:"work_dir"` // where commands run that name no directory; default Home
-	Home    string            `json:"home"`     // $HOME, and the base of relative file paths (§5)
-}
 
 // limits are the bounds of what clients can make the daemon do.
 type limits struct {
@@ -42,11 +36,16 @@ type limits struct {
 	kept        int           // sessions whose command has ended
 	keptBytes   int64         // of output in those
 	remembered  int           // ids of expired sessions
+	matches     int           // bytes of what a search found
+	batch       int           // names of a directory that a search holds at a time
+	search      time.Duration // for one
 	first       time.Duration // until a socket's first message
 	ping        time.Duration // between two pings
 	pong        time.Duration // without a sign of life from the client
 	stall       time.Duration // for a client to take one message
 	linger      time.Duration // for a client to answer the closing of its socket
+	dial        time.Duration // for a port of the sandbox to answer
+	hangup      time.Duration // between two looks at a client that said its last word
 	idle        time.Duration // idle timeout 0 means this
 	termination time.Duration // for everything to end once the daemon is told to
 }
@@ -63,21 +62,30 @@ func defaultLimits() limits {
 		kept:        1024,
 		keptBytes:   64 << 20,
 		remembered:  4096,
+		matches:     8<<20 - 1<<10,
+		batch:       4096,
+		search:      20 * time.Second,
 		first:       30 * time.Second,
 		ping:        30 * time.Second,
 		pong:        75 * time.Second,
 		stall:       30 * time.Second,
 		linger:      5 * time.Second,
+		dial:        10 * time.Second,
+		hangup:      10 * time.Second,
 		idle:        300 * time.Second,
 		termination: 5 * time.Second,
 	}
 }
 
+// farewell is how long clients that are slow can hold up the end of the daemon.
+const farewell = time.Second
+
 // daemon is one call of Serve.
 type daemon struct {
-	cfg      Config
+	cfg      atomic.Pointer[Config]
 	lim      limits
 	reaper   *reaper
+	activity activity
 	sessions table
 	work     sync.WaitGroup  // every goroutine but the HTTP server's
 	ctx      context.Context // ends when the daemon is told to end
@@ -86,7 +94,9 @@ type daemon struct {
 
 // Serve answers the data plane on ln, which it closes, until ctx ends. Then
 // attached WebSockets are closed with 1001, every process that descends from
-// this one is killed, and Serve returns once all is over.
+// this one is killed, and Serve returns once all is over. Beside the data plane
+// it has three paths for the server alone, which must let no client through to
+// them: /activity, /config and /connect.
 //
 // It takes the process it runs in for itself: it waits for all children, adopts
 // orphans, and sets the umask. Nothing else in the process may start one.
@@ -100,15 +110,15 @@ func serve(ctx context.Context, ln net.Listener, cfg Config, lim limits) error {
 		return fmt.Errorf("become the parent of orphans: %w", err)
 	}
 	unix.Umask(0o022)
-	if cfg.WorkDir == "" {
-		cfg.WorkDir = cfg.Home
-	}
+	cfg.complete()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	halt, halted := context.WithCancel(context.Background())
 	defer halted()
-	d := &daemon{cfg: cfg, lim: lim, reaper: newReaper(), ctx: ctx, halt: halt}
+	d := &daemon{lim: lim, reaper: newReaper(), ctx: ctx, halt: halt}
+	d.cfg.Store(&cfg)
 	d.sessions.init(lim)
+	d.activity.touch()
 	d.work.Go(d.reaper.run)
 
 	srv := &http.Server{
@@ -137,7 +147,9 @@ func (d *daemon) end(srv *http.Server, cancel, halted context.CancelFunc, servin
 	defer stop()
 	err := d.reaper.end(ctx)
 	halted()
-	if srv.Shutdown(ctx) != nil {
+	answering, cut := context.WithTimeout(ctx, farewell)
+	defer cut()
+	if srv.Shutdown(answering) != nil {
 		srv.Close()
 	}
 	<-serving

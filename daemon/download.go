@@ -28,7 +28,12 @@ func (d *daemon) download(w http.ResponseWriter, r *http.Request) {
 		answer(w, err)
 		return
 	}
-	f, stat, err := openRegular(path)
+	var f *os.File
+	var stat *unix.Stat_t
+	err = d.asUser(wire.ErrRead, func() (err error) {
+		f, stat, err = openRegular(path)
+		return err
+	})
 	if err != nil {
 		answer(w, fileFailure(wire.ErrRead, path, err))
 		return

@@ -3,9 +3,9 @@
 package daemon
 
 import (
-	"bytes"
 	"fmt"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/sbx-star/sbx-star/wire"
@@ -33,7 +33,7 @@ func (d *daemon) run(r *http.Request, req wire.ExecRequest) (*wire.ExecResponse,
 	if err != nil {
 		return nil, err
 	}
-	spec, err := d.cfg.prepare(commandRequest{command: req.Command, shell: req.Shell, env: req.Env, cwd: req.Cwd, runConfig: req.RunConfig})
+	spec, err := d.cfg.Load().prepare(commandRequest{command: req.Command, shell: req.Shell, env: req.Env, cwd: req.Cwd, runConfig: req.RunConfig})
 	if err != nil {
 		return nil, err
 	}
@@ -62,19 +62,21 @@ func (d *daemon) run(r *http.Request, req wire.ExecRequest) (*wire.ExecResponse,
 	if err != nil {
 		return nil, err
 	}
+	stdout.end()
+	stderr.end()
 	for _, stream := range []struct {
 		name string
 		*capped
 	}{{wire.Stdout, &stdout}, {wire.Stderr, &stderr}} {
 		if stream.dropped > 0 {
-			if text := stderr.kept.Bytes(); len(text) > 0 && !bytes.HasSuffix(text, []byte("\n")) {
+			if text := stderr.kept.String(); text != "" && !strings.HasSuffix(text, "\n") {
 				stderr.kept.WriteByte('\n')
 			}
 			fmt.Fprintf(&stderr.kept, "[%s cut after %d bytes, %d more were dropped: use the WebSocket for long output]\n",
 				stream.name, d.lim.httpOutput, stream.dropped)
 		}
 	}
-	return &wire.ExecResponse{Stdout: stdout.kept.String(), Stderr: stderr.kept.String(), ExitCode: cmd.code}, nil
+	return &wire.ExecResponse{Stdout: stdout.kept.String(), Stderr: stderr.kept.String(), ExitCode: cmd.code()}, nil
 }
 
 // commandTimeout is an error that no client retries (§5).

@@ -48,7 +48,7 @@ func TestExecute(t *testing.T) {
 		{"own user", fmt.Sprintf(`{"command":"id -u","run_config":{"user":"%d:%d"}}`, os.Getuid(), os.Getgid()), strconv.Itoa(os.Getuid()) + "\n", "", 0},
 		{"own group and session", `{"command":"ps -o pgid=,sid= -p $$ | tr -d ' \n' | grep -qx $$$$ && echo leader"}`, "leader\n", "", 0},
 		{"stdin is empty", `{"command":"cat; [ /proc/self/fd/0 -ef /dev/null ] && echo null"}`, "null\n", "", 0},
-		{"only standard descriptors", `{"command":"ls /proc/$$/fd | tr '\n' ' '"}`, "0 1 2 ", "", 0},
+		{"only standard descriptors", `{"command":["ls","/proc/self/fd"]}`, "0\n1\n2\n3\n", "", 0}, // 3 is the folder itself
 		{"no signal ignored or blocked", `{"command":"grep -E 'Sig(Blk|Ign)' /proc/self/status | tr -d '\n'"}`, "SigBlk:\t0000000000000000SigIgn:\t0000000000000000", "", 0},
 		{"not UTF-8", `{"command":"printf 'a\\xff\\xe2\\x82b\\xe2\\x82\\xac\\xe2'"}`, "a\ufffd\ufffd\ufffdb€\ufffd", "", 0},
 		{"no limit", `{"command":"echo","timeout":0}`, "\n", "", 0},
@@ -69,6 +69,7 @@ func TestExecute(t *testing.T) {
 }
 
 func TestExecuteRefused(t *testing.T) {
+	t.Parallel()
 	b := newBox(t)
 	os.WriteFile(filepath.Join(b.home, "plain"), nil, 0o644)
 	os.WriteFile(filepath.Join(b.home, "orphan"), []byte("#!/no/such/interpreter\n"), 0o755)
@@ -82,7 +83,8 @@ func TestExecuteRefused(t *testing.T) {
 		{"no object", `["echo"]`, 400, "InvalidRequest", "want an object, got array"},
 		{"type of timeout", `{"command":"echo","timeout":"60"}`, 400, "InvalidRequest", "timeout: want a whole number, got string"},
 		{"fraction", `{"command":"echo","timeout":1.5}`, 400, "InvalidRequest", "timeout: want a whole number, got number 1.5"},
-		{"type of command", `{"command":5}`, 400, "InvalidRequest", "want a string, got number"},
+		{"type of command", `{"command":5}`, 400, "InvalidRequest", "command: want a string, got number"},
+		{"type in a list", `{"command":["a",5]}`, 400, "InvalidRequest", "command: want a string, got number"},
 		{"type of run_config", `{"command":"echo","run_config":{"user":0}}`, 400, "InvalidRequest", "run_config.user: want a string, got number"},
 		{"no command", `{}`, 400, "InvalidRequest", "the command is empty"},
 		{"empty list", `{"command":[]}`, 400, "InvalidRequest", "the command is empty"},
@@ -94,11 +96,17 @@ func TestExecuteRefused(t *testing.T) {
 		{"variable name", `{"command":"echo","env":{"A=B":"1"}}`, 400, "InvalidRequest", `"A=B" cannot be set`},
 		{"zero byte in a variable", `{"command":"echo","env":{"A":"\u0000"}}`, 400, "InvalidRequest", `"A" cannot be set`},
 		{"zero byte", `{"command":"echo \u0000"}`, 400, "InvalidRequest", "zero byte"},
-		{"other user", `{"command":"echo","run_config":{"user":"12345"}}`, 400, "CommandError", `run_config.user is "12345"`},
+		{"no such user", `{"command":"echo","run_config":{"user":"no-such"}}`, 400, "CommandError", `user is "no-such", and this sandbox has none of that name`},
+		{"no such group", `{"command":"echo","run_config":{"user":"root:no-such"}}`, 400, "CommandError", `"root:no-such", and this sandbox has no such group`},
+		{"no user", `{"command":"echo","run_config":{"user":":1"}}`, 400, "InvalidRequest", `user is ":1": give a name`},
+		{"no group", `{"command":"echo","run_config":{"user":"1:"}}`, 400, "InvalidRequest", `user is "1:"`},
+		{"two groups", `{"command":"echo","run_config":{"user":"1:2:3"}}`, 400, "InvalidRequest", `user is "1:2:3"`},
+		{"nobody's id", `{"command":"echo","run_config":{"user":"4294967295"}}`, 400, "CommandError", `none of that name`},
+		{"negative id", `{"command":"echo","run_config":{"user":"-1"}}`, 400, "CommandError", `none of that name`},
 		{"no shell", `{"command":"echo","shell":"/no/such/shell"}`, 400, "CommandError", "/no/such/shell: no such file or directory"},
 		{"shell not in PATH", `{"command":"echo","shell":"nosuchshell"}`, 400, "CommandError", "nosuchshell: not found in PATH"},
 		{"no cwd", `{"command":"echo","cwd":"/no/such"}`, 400, "CommandError", "working directory /no/such: no such file or directory"},
-		{"cwd is a file", `{"command":"echo","cwd":"plain"}`, 400, "CommandError", "plain is not a directory"},
+		{"cwd is a file", `{"command":"echo","cwd":"plain"}`, 400, "CommandError", "plain: not a directory"},
 		{"not executable", `{"command":["./plain"]}`, 400, "CommandError", "./plain: permission denied"},
 		{"a directory", `{"command":["/tmp"]}`, 400, "CommandError", "/tmp: is a directory"},
 		{"no interpreter", `{"command":["./orphan"]}`, 400, "CommandError", "the interpreter that its first line names does not exist"},
@@ -112,6 +120,7 @@ func TestExecuteRefused(t *testing.T) {
 }
 
 func TestRoutes(t *testing.T) {
+	t.Parallel()
 	b := newBox(t)
 	b.do("GET", "/", nil).wantProblem(t, 404, "NotFound", "no such path: /")
 	b.do("POST", "/execute/", nil).wantProblem(t, 404, "NotFound", "/execute/")
@@ -141,6 +150,7 @@ func TestExecuteTimeout(t *testing.T) {
 
 // A command whose client goes away is killed with all its group.
 func TestExecuteCancelled(t *testing.T) {
+	t.Parallel()
 	b := newBox(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	req, _ := http.NewRequestWithContext(ctx, "POST", "http://box/execute", strings.NewReader(`{"command":"sleep 1000 & echo $! > pid; wait"}`))
@@ -180,6 +190,7 @@ func (b *box) wantGone(file string) {
 func exists(pid int) bool { return syscall.Kill(pid, 0) == nil }
 
 func TestExecuteLongOutput(t *testing.T) {
+	t.Parallel()
 	b := newLimitedBox(t, daemon.Limits{HTTPOutput: 1000})
 	r := b.execute(`{"command":"printf '%0998d€€€' 0; echo -n note >&2"}`)
 	var got struct{ Stdout, Stderr string }
@@ -194,6 +205,7 @@ func TestExecuteLongOutput(t *testing.T) {
 
 // An orphan comes to the daemon, which waits for it when it ends.
 func TestOrphans(t *testing.T) {
+	t.Parallel()
 	b := newBox(t)
 	r := b.execute(`{"command":"(setsid sh -c 'echo $$ > orphan; exec sleep 1000' &) ; while ! [ -s orphan ]; do sleep 0.01; done; echo $PPID"}`)
 	var got struct{ Stdout string }
@@ -210,9 +222,10 @@ func TestOrphans(t *testing.T) {
 // A process that outlives the shell does not hold back the answer, and is not
 // hurt by writing to a pipe that nobody reads.
 func TestBackgroundChild(t *testing.T) {
+	t.Parallel()
 	b := newBox(t)
 	r := b.execute(`{"command":"(while ! [ -e go ]; do sleep 0.01; done; head -c 1000000 /dev/zero; echo late; echo $? > wrote) & echo now"}`)
-	if want := `{"stdout":"now\n","stderr":"","exit_code":0}` + "\n"; r.body != want {
+	if want := `{"stdout":"now\n","stderr":"","exit_code":0}`; r.body != want {
 		t.Errorf("got %s, want %s", r.body, want)
 	}
 	os.WriteFile(filepath.Join(b.home, "go"), nil, 0o644)

@@ -20,9 +20,9 @@ const UnderTest = "daemon-under-test"
 
 // Limits replaces the limits that are not zero.
 type Limits struct {
-	Ring, KeptBytes, Body                        int64
-	HTTPOutput, Input, Running, Kept, Remembered int
-	First, Ping, Pong, Stall, Linger, Idle       time.Duration
+	Ring, KeptBytes, Body                                        int64
+	HTTPOutput, Input, Running, Kept, Remembered, Matches, Batch int
+	First, Ping, Pong, Stall, Linger, Idle, Hangup, Search       time.Duration
 }
 
 // Child runs the daemon if this process is one.
@@ -67,7 +67,11 @@ func (l Limits) apply(lim limits) limits {
 	override(&lim.pong, l.Pong)
 	override(&lim.stall, l.Stall)
 	override(&lim.linger, l.Linger)
+	override(&lim.matches, l.Matches)
+	override(&lim.batch, l.Batch)
+	override(&lim.search, l.Search)
 	override(&lim.idle, l.Idle)
+	override(&lim.hangup, l.Hangup)
 	return lim
 }
 

@@ -51,6 +51,7 @@ func (b *box) wantFiles(want string) {
 }
 
 func TestUpload(t *testing.T) {
+	t.Parallel()
 	b := newBox(t)
 	b.put("script", "old", 0o755)
 	b.put("secret", "old", 0o4600)
@@ -76,7 +77,7 @@ func TestUpload(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			content := "bytes of " + tt.name + "\x00\xff\r\n"
 			r := b.upload(tt.path, "file", content)
-			if want := encode(map[string]any{"path": tt.path, "written": len(content)}) + "\n"; r.status != 200 || r.body != want {
+			if want := encode(map[string]any{"path": tt.path, "written": len(content)}); r.status != 200 || r.body != want {
 				t.Errorf("got %d %s, want %s", r.status, r.body, want)
 			}
 			if got, err := os.ReadFile(b.path(tt.file)); string(got) != content || err != nil {
@@ -98,6 +99,7 @@ func TestUpload(t *testing.T) {
 }
 
 func TestUploadRefused(t *testing.T) {
+	t.Parallel()
 	b := newBox(t)
 	b.put("plain", "old", 0o644)
 	os.Mkdir(b.path("dir"), 0o755)
@@ -141,6 +143,7 @@ func TestUploadRefused(t *testing.T) {
 
 // A client that breaks off leaves nothing behind, not even a part of the file.
 func TestUploadAborted(t *testing.T) {
+	t.Parallel()
 	b := newBox(t)
 	b.put("f", "old", 0o644)
 	pr, pw := io.Pipe()
@@ -173,6 +176,7 @@ func TestUploadAborted(t *testing.T) {
 
 // A large file goes up and comes down as it was, without standing in memory.
 func TestTransfer(t *testing.T) {
+	t.Parallel()
 	const size = 64 << 20
 	b := newBox(t)
 	pid := b.daemon()
@@ -234,6 +238,7 @@ func memory(t *testing.T, pid int, line string) int64 {
 }
 
 func TestDownload(t *testing.T) {
+	t.Parallel()
 	b := newBox(t)
 	b.put("f", "0123456789", 0o644)
 	b.put("empty", "", 0o644)
@@ -302,6 +307,7 @@ func TestDownload(t *testing.T) {
 
 // The files of /proc and /sys say a size that they do not have.
 func TestDownloadPseudoFile(t *testing.T) {
+	t.Parallel()
 	b := newBox(t)
 	for _, path := range []string{"/proc/version", "/sys/kernel/mm/transparent_hugepage/enabled"} {
 		want, err := os.ReadFile(path)
@@ -315,6 +321,7 @@ func TestDownloadPseudoFile(t *testing.T) {
 }
 
 func TestDownloadRefused(t *testing.T) {
+	t.Parallel()
 	b := newBox(t)
 	b.put("plain", "", 0o644)
 	os.Mkdir(b.path("dir"), 0o755)
@@ -360,6 +367,7 @@ func TestDownloadRefused(t *testing.T) {
 
 // The ETag changes with every rewrite, also one of the same size in the same second.
 func TestETag(t *testing.T) {
+	t.Parallel()
 	b := newBox(t)
 	seen := map[string]bool{}
 	var last, stat unix.Stat_t
@@ -379,6 +387,7 @@ func TestETag(t *testing.T) {
 
 // An answer is of one version, though the file is replaced meanwhile.
 func TestDownloadDuringUpload(t *testing.T) {
+	t.Parallel()
 	b := newBox(t)
 	old := bytes.Repeat([]byte("a"), 16<<20)
 	os.WriteFile(b.path("f"), old, 0o644)
@@ -392,5 +401,51 @@ func TestDownloadDuringUpload(t *testing.T) {
 	}
 	if got, err := io.ReadAll(res.Body); !bytes.Equal(got, old) || err != nil {
 		t.Errorf("the answer has %d bytes of the old version, %v", bytes.Count(got, []byte("a")), err)
+	}
+}
+
+// What an ordinary user may not do is forbidden, and not missing or broken.
+func TestFilesForbidden(t *testing.T) {
+	t.Parallel()
+	b := newOrdinaryBox(t)
+	b.put("secret", "x", 0)
+	os.Mkdir(b.path("closed"), 0)
+	os.Mkdir(b.path("fixed"), 0o555)
+	os.Chown(b.path("closed"), 65534, 65534)
+	for _, path := range []string{"closed/x", "fixed/x", "fixed/new/x", "/etc/x"} {
+		b.upload(path, "file", "").wantProblem(t, 403, "PermissionDenied", "permission denied")
+	}
+	for _, path := range []string{"secret", "closed/x"} {
+		b.download(path).wantProblem(t, 403, "PermissionDenied", "permission denied")
+		if r := b.do("HEAD", "/download?path="+path, nil); r.status != 403 {
+			t.Errorf("HEAD: %d", r.status)
+		}
+	}
+	b.wantFiles("daemon.sock secret")
+	b.execute(`{"command":"echo","cwd":"closed"}`).wantProblem(t, 400, "CommandError", "closed: permission denied")
+	b.execute(`{"command":"echo","run_config":{"user":"0"}}`).wantProblem(t, 400, "CommandError", `user is "0"`)
+}
+
+func TestDiskFull(t *testing.T) {
+	t.Parallel()
+	b := newBox(t)
+	small := b.path("small")
+	os.Mkdir(small, 0o755)
+	if err := unix.Mount("none", small, "tmpfs", 0, "size=64k"); err != nil {
+		t.Skip("it takes a small file system, which this user may not mount:", err)
+	}
+	t.Cleanup(func() { unix.Unmount(small, unix.MNT_DETACH) })
+	b.put("small/f", "old", 0o644)
+	r := b.upload("small/f", "file", strings.Repeat("x", 1<<20))
+	r.wantProblem(t, 500, "WriteError", "no space left on device")
+	if !strings.Contains(r.body, `"error_id":"`) {
+		t.Errorf("no error_id in %s", r.body)
+	}
+	if got, _ := os.ReadFile(b.path("small/f")); string(got) != "old" {
+		t.Errorf("the file holds %q", got)
+	}
+	b.wantFiles("small/f")
+	if r := b.upload("small/g", "file", "fits"); r.status != 200 {
+		t.Error(r)
 	}
 }

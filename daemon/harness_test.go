@@ -5,6 +5,7 @@ package daemon_test
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"io"
 	"mime/multipart"
@@ -29,6 +30,7 @@ import (
 func TestMain(m *testing.M) {
 	process.Child()
 	daemon.Child()
+	os.Setenv("GORACE", "atexit_sleep_ms=0") // of the daemons, which end all the time
 	os.Exit(m.Run())
 }
 
@@ -37,14 +39,14 @@ const patience = 30 * time.Second
 
 // box is a sandbox, spoken to in plain HTTP and WebSocket.
 type box struct {
-	t    *testing.T
+	t    testing.TB
 	home string
 	dial func(context.Context) (net.Conn, error)
 	http *http.Client
 }
 
 // newBox makes a sandbox of runtime/process.
-func newBox(t *testing.T) *box {
+func newBox(t testing.TB) *box {
 	t.Helper()
 	dir := t.TempDir()
 	inst, err := process.New(process.Options{}).Create(t.Context(), runtime.Spec{ID: "b", Dir: dir, Env: map[string]string{"BOX": "yes"}})
@@ -66,9 +68,36 @@ func newBox(t *testing.T) *box {
 }
 
 // newLimitedBox makes a daemon with other limits.
-func newLimitedBox(t *testing.T, limits daemon.Limits) *box {
+func newLimitedBox(t testing.TB, limits daemon.Limits) *box {
 	t.Helper()
-	dir := t.TempDir()
+	return spawn(t, t.TempDir(), limits, &syscall.SysProcAttr{})
+}
+
+// newOrdinaryBox makes a daemon that is not root, whoever runs the test.
+func newOrdinaryBox(t *testing.T) *box {
+	t.Helper()
+	dir := openDir(t)
+	attr := &syscall.SysProcAttr{}
+	if os.Getuid() == 0 {
+		attr.Credential = &syscall.Credential{Uid: 65534, Gid: 65534}
+		os.Chown(dir, 65534, 65534)
+	}
+	return spawn(t, dir, daemon.Limits{}, attr)
+}
+
+// openDir is a folder that, unlike those of t.TempDir, others can reach.
+func openDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
+func spawn(t testing.TB, dir string, limits daemon.Limits, attr *syscall.SysProcAttr) *box {
+	t.Helper()
 	ln, err := runtime.ListenUnix(dir)
 	if err != nil {
 		t.Fatal(err)
@@ -83,6 +112,7 @@ func newLimitedBox(t *testing.T, limits daemon.Limits) *box {
 	cmd.Args[0] = daemon.UnderTest
 	cmd.ExtraFiles = []*os.File{socket}
 	cmd.Stderr = os.Stderr
+	cmd.SysProcAttr = attr
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -95,7 +125,7 @@ func newLimitedBox(t *testing.T, limits daemon.Limits) *box {
 	return wrap(t, dir, func(ctx context.Context) (net.Conn, error) { return runtime.DialUnix(ctx, dir) })
 }
 
-func wrap(t *testing.T, home string, dial func(context.Context) (net.Conn, error)) *box {
+func wrap(t testing.TB, home string, dial func(context.Context) (net.Conn, error)) *box {
 	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) }}
 	t.Cleanup(transport.CloseIdleConnections)
 	return &box{t, home, dial, &http.Client{Transport: transport, Timeout: patience}}
@@ -185,34 +215,54 @@ func (r reply) wantProblem(t *testing.T, status int, kind, message string) {
 
 // socket is one exec WebSocket.
 type socket struct {
-	t    *testing.T
+	t    testing.TB
 	conn *websocket.Conn
+	most int // bytes of output in one message
 }
 
-func (b *box) socket() *socket {
+func (b *box) socket() *socket { b.t.Helper(); return b.dialSocket(64 << 10) }
+
+// socketV1 speaks exec.v1.
+func (b *box) socketV1() *socket { b.t.Helper(); return b.dialSocket(256<<10, "sbx.exec.v1") }
+
+func (b *box) dialSocket(most int, protocols ...string) *socket {
 	b.t.Helper()
-	dialer := websocket.Dialer{NetDialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return b.dial(ctx) }}
+	dialer := websocket.Dialer{NetDialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return b.dial(ctx) }, Subprotocols: protocols}
 	conn, res, err := dialer.Dial("ws://box/execute/ws", nil)
 	if err != nil {
 		b.t.Fatal(err)
 	}
 	res.Body.Close()
 	b.t.Cleanup(func() { conn.Close() })
-	return &socket{b.t, conn}
+	if got := conn.Subprotocol(); got != strings.Join(protocols, "") {
+		b.t.Fatalf("the socket speaks %q, want %q", got, protocols)
+	}
+	return &socket{b.t, conn, most}
 }
 
 // start opens a socket, sends the messages, and reads started.
 func (b *box) start(messages ...string) (*socket, frame) {
 	b.t.Helper()
 	s := b.socket()
+	return s, s.begin(messages...)
+}
+
+func (b *box) startV1(messages ...string) (*socket, frame) {
+	b.t.Helper()
+	s := b.socketV1()
+	return s, s.begin(messages...)
+}
+
+func (s *socket) begin(messages ...string) frame {
+	s.t.Helper()
 	for _, m := range messages {
 		s.send(m)
 	}
 	first := s.next()
 	if first.Type != "started" {
-		b.t.Fatalf("first message is %+v, want started", first)
+		s.t.Fatalf("first message is %+v, want started", first)
 	}
-	return s, first
+	return first
 }
 
 func (s *socket) send(message string) {
@@ -238,11 +288,19 @@ type frame struct {
 
 func (s *socket) read() (frame, error) {
 	s.conn.SetReadDeadline(time.Now().Add(patience))
-	_, data, err := s.conn.ReadMessage()
+	kind, data, err := s.conn.ReadMessage()
 	if err != nil {
 		return frame{}, err
 	}
 	f := frame{raw: string(data)}
+	if kind == websocket.BinaryMessage {
+		if len(data) < 9 || data[0] != 1 && data[0] != 2 || s.conn.Subprotocol() == "" {
+			s.t.Fatalf("unexpected binary message %.200q", data)
+		}
+		f.Type, f.Data = [...]string{"", "stdout", "stderr"}[data[0]], string(data[9:])
+		f.Offset = int64(binary.BigEndian.Uint64(data[1:9]))
+		return f, nil
+	}
 	if err := json.Unmarshal(data, &f); err != nil {
 		s.t.Fatalf("message %q: %v", data, err)
 	}
@@ -279,7 +337,7 @@ func (s *socket) restFrom(stdout, stderr int64) output {
 			break
 		}
 		i := map[string]int{"stdout": 0, "stderr": 1}[f.Type]
-		if f.Type != "stdout" && f.Type != "stderr" || f.Offset != out.next[i] || len(f.Data) == 0 || len(f.Data) > 64<<10 {
+		if f.Type != "stdout" && f.Type != "stderr" || f.Offset != out.next[i] || len(f.Data) == 0 || len(f.Data) > s.most {
 			s.t.Fatalf("unexpected %.200q, want output from %d", f.raw, out.next[i])
 		}
 		texts[i].WriteString(f.Data)
@@ -318,7 +376,7 @@ func message(command string, more ...string) string {
 }
 
 // await waits until ok, which looks at something that another process does.
-func await(t *testing.T, what string, ok func() bool) {
+func await(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for end := time.Now().Add(patience); !ok(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {

@@ -32,10 +32,10 @@ func newInput(file *os.File, limit int, terminal bool) *input {
 // and so holds up the client, until there is room, the command is over, or ctx
 // ends; a kill that comes after more than a full queue has to come by another
 // socket. Input after the end of file is ignored (§16.2).
-func (in *input) write(ctx context.Context, data string) {
+func (in *input) write(ctx context.Context, data []byte) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	for len(in.queue) >= in.limit && !in.gone {
+	for len(in.queue) >= in.limit && !in.closing && !in.gone {
 		if !in.wait(ctx) {
 			return
 		}

@@ -15,6 +15,7 @@ import (
 
 // The stdin rules of protocol.md §6.6 and §16.2.
 func TestInput(t *testing.T) {
+	t.Parallel()
 	b := newBox(t)
 	for _, tt := range []struct {
 		name, message string
@@ -53,6 +54,7 @@ func TestInput(t *testing.T) {
 // The end of stdin belongs to the session: it may come by any socket, also as
 // its first message, and outlives it.
 func TestInputEndsBySession(t *testing.T) {
+	t.Parallel()
 	b := newBox(t)
 	s, started := b.start(message("cat; echo end"))
 	s.send(`{"type":"input","data":"1"}`)
@@ -78,6 +80,7 @@ func TestInputEndsBySession(t *testing.T) {
 
 // Much input arrives whole and in order.
 func TestLongInput(t *testing.T) {
+	t.Parallel()
 	b := newBox(t)
 	s, _ := b.start(message("sha256sum", `{"timeout_seconds":0}`))
 	sum := sha256.New()
@@ -109,7 +112,7 @@ func TestInputNotRead(t *testing.T) {
 	blocked := make(chan error, 1)
 	go func() {
 		for {
-			s.conn.SetWriteDeadline(time.Now().Add(2 * time.Second)) // longer than a pong may take
+			s.conn.SetWriteDeadline(time.Now().Add(time.Second)) // longer than a pong may take
 			if err := s.conn.WriteMessage(1, []byte(large)); err != nil {
 				blocked <- err
 				return
@@ -127,6 +130,7 @@ func TestInputNotRead(t *testing.T) {
 
 // A client that leaves while it is held up is missed.
 func TestInputNotReadAndLeft(t *testing.T) {
+	t.Parallel()
 	b := newLimitedBox(t, daemon.Limits{Input: 1, Ping: 50 * time.Millisecond})
 	s, _ := b.start(message("echo $$ > pid; echo; sleep 1000", `{"kill_on_disconnect":true}`))
 	s.next()

@@ -99,15 +99,15 @@ func (r *reaper) start(path string, argv []string, attr *syscall.ProcAttr) (pid 
 	return pid, c, nil
 }
 
-// kill sends SIGKILL to the process group that start made, and reports whether
-// its leader still ran.
-func (r *reaper) kill(pid int) bool {
+// signal sends sig to the process group that start made, and reports whether its
+// leader still ran.
+func (r *reaper) signal(pid int, sig syscall.Signal) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if _, ok := r.children[pid]; !ok {
 		return false
 	}
-	syscall.Kill(-pid, syscall.SIGKILL)
+	syscall.Kill(-pid, sig)
 	return true
 }
 

@@ -1,7 +1,5 @@
 package daemon
 
-import "unicode/utf8"
-
 // This file defines the buffer of one output stream.
 
 // ring keeps the last bytes of a stream under their absolute offsets. It grows
@@ -54,32 +52,13 @@ func (r *ring) grow(n int64) {
 	}
 }
 
-// at returns the byte at offset o, which must be kept.
-func (r *ring) at(o int64) byte { return r.buf[o%int64(len(r.buf))] }
-
-// seek returns where reading from offset o can begin: at o, or at the nearest
-// byte that is kept, and always at the start of a code point. From within one
-// it goes back, so that nothing is lost, unless that start is gone.
-func (r *ring) seek(o int64) int64 {
-	o = min(max(o, r.start), r.end)
-	for o > r.start && o < r.end && !utf8.RuneStart(r.at(o)) {
-		o--
-	}
-	for o < r.end && !utf8.RuneStart(r.at(o)) {
-		o++
-	}
-	return o
-}
-
-// appendFrom appends to p at most n bytes from offset o, which must be kept,
-// and never a part of a code point.
+// appendFrom appends to p at most n bytes from offset o, which must be kept.
 func (r *ring) appendFrom(p []byte, o int64, n int) []byte {
-	from := len(p)
 	for end := min(o+int64(n), r.end); o < end; {
 		piece := r.buf[o%int64(len(r.buf)):]
 		piece = piece[:min(int64(len(piece)), end-o)]
 		p = append(p, piece...)
 		o += int64(len(piece))
 	}
-	return p[:len(p)-partial(p[from:])]
+	return p
 }

@@ -1,12 +1,12 @@
 package daemon
 
 import (
-	"bytes"
+	"strings"
 	"unicode/utf8"
 )
 
-// This file defines how output becomes valid UTF-8 before it is numbered:
-// offsets count what is sent (protocol.md §6.4).
+// This file defines how the output of a command that is answered at once becomes
+// UTF-8 (protocol.md §5).
 
 // sanitizer turns a stream of bytes into UTF-8. Each byte that is part of no
 // code point becomes U+FFFD, wherever the stream was cut into pieces.
@@ -75,20 +75,23 @@ func cutText(text []byte, n int) []byte {
 	return text[:n-partial(text)]
 }
 
-// capped keeps the first bytes of a stream.
+// capped keeps the first bytes of a stream, as UTF-8.
 type capped struct {
 	limit   int
-	kept    bytes.Buffer
+	text    sanitizer
+	kept    strings.Builder
 	dropped int64
 }
 
-func (c *capped) add(p []byte) {
-	keep := p
-	if c.dropped > 0 {
-		keep = nil
-	} else {
-		keep = cutText(p, c.limit-c.kept.Len())
+// add takes what was written, and end that nothing more will be.
+func (c *capped) add(p []byte) { c.keep(c.text.feed(p)) }
+func (c *capped) end()         { c.keep(c.text.flush()) }
+
+func (c *capped) keep(text []byte) {
+	var keep []byte
+	if c.dropped == 0 {
+		keep = cutText(text, c.limit-c.kept.Len())
 	}
 	c.kept.Write(keep)
-	c.dropped += int64(len(p) - len(keep))
+	c.dropped += int64(len(text) - len(keep))
 }

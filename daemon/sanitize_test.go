@@ -79,6 +79,7 @@ func TestCapped(t *testing.T) {
 			c.add([]byte(text))
 			all += text
 		}
+		c.end()
 		kept := c.kept.String()
 		if !strings.HasPrefix(all, kept) || len(kept) > c.limit || utf8.ValidString(all) && !utf8.ValidString(kept) {
 			t.Fatalf("kept %q of %q", kept, all)

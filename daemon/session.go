@@ -32,7 +32,7 @@ type session struct {
 	killOnDisconnect bool
 
 	mu      sync.Mutex
-	streams [2]ring
+	streams [2]stream
 	readers map[*reader]struct{}
 	final   wire.Message // *wire.Exit or *wire.ExecError once the command is over
 
@@ -45,7 +45,7 @@ func newSession(id string, lim limits) *session {
 	s := &session{id: id, lim: lim, readers: make(map[*reader]struct{}),
 		visits: make(chan struct{}, 1), evicted: make(chan struct{})}
 	for i := range s.streams {
-		s.streams[i].limit = lim.ring
+		s.streams[i].limit = max(lim.ring, smallestRing)
 		s.room[i] = make(chan struct{}, 1)
 	}
 	return s
@@ -68,14 +68,16 @@ func (s *session) configure(req *wire.Execute) (err error) {
 }
 
 // write appends output. While clients are attached it waits for the slowest of
-// them, so that none misses anything; without any it overwrites the oldest.
+// them, so that none misses anything, and keeps half a ring of what has gone out
+// to it: one that lost its socket has not read all of that. Without any client
+// it overwrites the oldest.
 func (s *session) write(stream int, p []byte) {
 	for len(p) > 0 {
 		s.mu.Lock()
 		r := &s.streams[stream]
 		n := int64(len(p))
 		for reader := range s.readers {
-			n = min(n, r.limit-(r.end-reader.next[stream]))
+			n = min(n, r.limit/2-(r.end-reader.at[stream].raw))
 		}
 		if n > 0 {
 			r.write(p[:n])
@@ -100,6 +102,9 @@ func (s *session) finish(final wire.Message) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.final = final
+	for i := range s.streams {
+		s.streams[i].over = true
+	}
 	s.wakeReaders()
 }
 
@@ -155,7 +160,7 @@ func (s *session) supervise(stopping <-chan struct{}) {
 		f := commandTimeout(s.timeout)
 		s.finish(&wire.ExecError{Error: f.Message, ErrorType: f.Reason})
 	} else {
-		s.finish(&wire.Exit{ExitCode: s.cmd.code})
+		s.finish(s.cmd.exit())
 	}
 }
 
@@ -183,19 +188,31 @@ func (s *session) keep(stopping <-chan struct{}) {
 // reader is one client's place in a session. One goroutine uses it.
 type reader struct {
 	s    *session
-	next [2]int64      // offset of the next byte of each stream
+	v1   bool          // it speaks exec.v1 and counts what was written
+	at   [2]place      // of the next byte of each stream
+	gaps [2]*wire.Gap  // what was lost before that, to be told first
 	turn int           // the stream to look at first
 	wake chan struct{} // holds a token: there may be something to read
 	buf  []byte
 }
 
-// attach adds a client that wants to read from these offsets.
-func (s *session) attach(offsets [2]int64) *reader {
+// attach adds a client that wants to read from these offsets, which count what
+// was written if it speaks exec.v1, and UTF-8 otherwise.
+func (s *session) attach(offsets [2]int64, v1 bool) *reader {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	r := &reader{s: s, wake: make(chan struct{}, 1)}
-	for i := range r.next {
-		r.next[i] = s.streams[i].seek(offsets[i])
+	r := &reader{s: s, v1: v1, wake: make(chan struct{}, 1)}
+	for i, asked := range offsets {
+		st := &s.streams[i]
+		if !v1 {
+			st.count()
+			r.at[i] = st.seek(asked)
+			continue
+		}
+		r.at[i] = st.seekRaw(asked)
+		if to := r.at[i].raw; asked < to {
+			r.gaps[i] = &wire.Gap{Stream: streamNames[i], From: asked, To: to}
+		}
 	}
 	s.readers[r] = struct{}{}
 	if len(s.readers) == 1 {
@@ -225,22 +242,38 @@ func (r *reader) detach() bool {
 	return there
 }
 
-// take returns the next message, or nil if there is nothing yet. The streams
-// take turns; the last message comes when both are read to their ends.
-func (r *reader) take() wire.Message {
+// take returns the next message, or the next frame of output, which is valid
+// until the next call; or neither if there is nothing yet. The streams take
+// turns; the last message comes when both are read to their ends.
+func (r *reader) take() (message wire.Message, frame []byte) {
 	s := r.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for range s.streams {
 		i := r.turn
 		r.turn = 1 - i
-		from := r.next[i]
-		r.buf = s.streams[i].appendFrom(r.buf[:0], from, s.lim.chunk)
-		if n := len(r.buf); n > 0 {
-			r.next[i] += int64(n)
+		if gap := r.gaps[i]; gap != nil {
+			r.gaps[i] = nil
+			return gap, nil
+		}
+		from := r.at[i]
+		if r.v1 {
+			r.buf = wire.AppendOutputHeader(r.buf[:0], streamNames[i], from.raw)
+			header := len(r.buf)
+			r.buf = s.streams[i].appendFrom(r.buf, from.raw, wire.MaxFrameData)
+			r.at[i].raw += int64(len(r.buf) - header)
+			frame = r.buf
+		} else {
+			r.buf, r.at[i] = s.streams[i].appendText(r.buf[:0], from, s.lim.chunk)
+			message = &wire.Output{Stream: streamNames[i], Data: wire.Text(r.buf), Offset: from.text}
+		}
+		if r.at[i] != from {
 			notify(s.room[i])
-			return &wire.Output{Stream: streamNames[i], Data: wire.Text(r.buf), Offset: from}
+			return message, frame
 		}
 	}
-	return s.final
+	if exit, ok := s.final.(*wire.Exit); ok && !r.v1 {
+		return &wire.Exit{ExitCode: exit.ExitCode}, nil
+	}
+	return s.final, nil
 }

@@ -16,6 +16,7 @@ import (
 
 // A running and an ended command can be taken up at any offset.
 func TestReconnect(t *testing.T) {
+	t.Parallel()
 	b := newBox(t)
 	s, started := b.start(message("printf 'a€b'; printf 'err' >&2; read x; printf 'end'"))
 	for got := ""; len(got) < 8; {
@@ -58,6 +59,7 @@ func TestReconnect(t *testing.T) {
 
 // An execute message with a known id starts nothing.
 func TestRepeatedExecute(t *testing.T) {
+	t.Parallel()
 	b := newBox(t)
 	id := `{"command_id":"mine"}`
 	one, started := b.start(message("echo x >> ran; echo hello; read x", id))
@@ -82,6 +84,7 @@ func TestRepeatedExecute(t *testing.T) {
 
 // Ids can be many at once, and each is one command.
 func TestSimultaneousExecute(t *testing.T) {
+	t.Parallel()
 	b := newBox(t)
 	const n = 10
 	sockets := make([]*socket, n)
@@ -149,7 +152,7 @@ func TestTTL(t *testing.T) {
 // time runs anew whenever the last one has left.
 func TestIdleTimeout(t *testing.T) {
 	t.Parallel()
-	b := newLimitedBox(t, daemon.Limits{Idle: time.Second})
+	b := newLimitedBox(t, daemon.Limits{Idle: 300 * time.Millisecond})
 	const command = "echo $$ > pid; echo; sleep 1000"
 	for _, idle := range []string{`{"idle_timeout_seconds":1}`, `{"idle_timeout_seconds":0}`} {
 		s, started := b.start(message(command, idle))
@@ -165,7 +168,7 @@ func TestIdleTimeout(t *testing.T) {
 	never, started := b.start(message("echo never; read x", `{"idle_timeout_seconds":-1}`))
 	never.next()
 	never.conn.Close()
-	stays, _ := b.start(message("sleep 2; echo stayed", `{"idle_timeout_seconds":1}`))
+	stays, _ := b.start(message("sleep 1.2; echo stayed", `{"idle_timeout_seconds":1}`))
 	if out := stays.rest(); out.stdout != "stayed\n" {
 		t.Errorf("got %q, %s", out.stdout, out.last.raw)
 	}
@@ -175,6 +178,7 @@ func TestIdleTimeout(t *testing.T) {
 
 // kill_on_disconnect waits for the last client.
 func TestKillOnDisconnect(t *testing.T) {
+	t.Parallel()
 	b := newBox(t)
 	one, started := b.start(message("echo $$ > pid; echo; sleep 1000 | cat", `{"kill_on_disconnect":true}`))
 	one.next()
@@ -195,6 +199,7 @@ func TestKillOnDisconnect(t *testing.T) {
 // Without a client the newest output is kept; a client that comes then begins
 // at the oldest byte that is, and at the start of a code point.
 func TestOverrun(t *testing.T) {
+	t.Parallel()
 	const ring = 64 << 10
 	b := newLimitedBox(t, daemon.Limits{Ring: ring})
 	want := strings.Repeat("x€", 50000)
@@ -226,6 +231,7 @@ func TestOverrun(t *testing.T) {
 
 // A client that is attached and slow holds the command up and misses nothing.
 func TestBackPressure(t *testing.T) {
+	t.Parallel()
 	b := newLimitedBox(t, daemon.Limits{Ring: 64 << 10})
 	const size = 20_000_000
 	s, started := b.start(message(fmt.Sprintf("head -c %d /dev/zero | tr '\\0' x; echo > written", size)))
@@ -270,6 +276,7 @@ func TestBackPressure(t *testing.T) {
 // A client that reads nothing for too long is given up, with 1011 if it ever
 // reads again; the command goes on and others are no longer held up.
 func TestStalledClient(t *testing.T) {
+	t.Parallel()
 	b := newLimitedBox(t, daemon.Limits{Ring: 64 << 10, Stall: 300 * time.Millisecond})
 	const size = 5_000_000
 	s, started := b.start(message(fmt.Sprintf("head -c %d /dev/zero | tr '\\0' x; echo > written", size)))
@@ -287,6 +294,7 @@ func TestStalledClient(t *testing.T) {
 
 // The oldest of too many ended sessions are forgotten.
 func TestKeptSessions(t *testing.T) {
+	t.Parallel()
 	for _, limits := range []daemon.Limits{{Kept: 3}, {KeptBytes: 3 * 64 << 10, Remembered: 2}} {
 		b := newLimitedBox(t, limits)
 		var ids []string
@@ -313,6 +321,7 @@ func TestKeptSessions(t *testing.T) {
 }
 
 func TestTooManyCommands(t *testing.T) {
+	t.Parallel()
 	b := newLimitedBox(t, daemon.Limits{Running: 2})
 	one, _ := b.start(message("read x"))
 	b.start(message("read x"))

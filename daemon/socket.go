@@ -5,6 +5,7 @@ package daemon
 import (
 	"context"
 	"errors"
+	"math"
 	"net/http"
 	"time"
 
@@ -13,13 +14,15 @@ import (
 	"github.com/sbx-star/sbx-star/wire"
 )
 
-// This file defines GET /execute/ws: one client attached to one command (§6).
+// This file defines GET /execute/ws: one client attached to one command (§6),
+// which may have chosen exec.v1 (§15).
 
 // socket is a WebSocket whose command is known or still to be named. The
 // handler's goroutine writes all messages; a second one reads.
 type socket struct {
 	d      *daemon
 	conn   *websocket.Conn
+	v1     bool
 	reader *reader
 }
 
@@ -34,6 +37,7 @@ func (d *daemon) executeWS(w http.ResponseWriter, r *http.Request) {
 	defer d.work.Done()
 	upgrader := websocket.Upgrader{
 		HandshakeTimeout: d.lim.stall,
+		Subprotocols:     []string{wire.ExecV1},
 		CheckOrigin:      func(*http.Request) bool { return true }, // only the server reaches this socket, and it has looked
 		Error: func(w http.ResponseWriter, _ *http.Request, status int, reason error) {
 			answer(w, &failure{status, wire.Problem{Type: wire.ErrInvalidRequest, Message: reason.Error()}})
@@ -44,7 +48,9 @@ func (d *daemon) executeWS(w http.ResponseWriter, r *http.Request) {
 		return // it has been answered
 	}
 	defer conn.Close()
-	s := &socket{d: d, conn: conn}
+	d.activity.touch()
+	defer d.activity.touch()
+	s := &socket{d: d, conn: conn, v1: conn.Subprotocol() == wire.ExecV1}
 	s.serve()
 }
 
@@ -53,7 +59,6 @@ func (s *socket) serve() {
 	if err != nil {
 		return
 	}
-	defer s.reader.detach()
 	if in := s.reader.s.input; closeStdin && in != nil {
 		in.close()
 	}
@@ -66,6 +71,10 @@ func (s *socket) serve() {
 		defer gone()
 		s.receive(ctx)
 	}()
+	stop := context.AfterFunc(s.d.halt, func() { // a client that does not read holds nothing up any more
+		s.conn.NetConn().SetWriteDeadline(time.Now().Add(farewell))
+	})
+	defer stop()
 	s.send(ctx)
 	s.reader.detach()
 	gone()
@@ -104,9 +113,9 @@ func (s *socket) begin() (closeStdin bool, err error) {
 		case *wire.CloseStdin:
 			closeStdin = true
 		case *wire.Execute:
-			s.reader, err = s.d.open(m)
+			s.reader, err = s.d.open(m, s.v1)
 		case *wire.Reconnect:
-			s.reader, err = s.d.reopen(m)
+			s.reader, err = s.d.reopen(m, s.v1)
 		}
 	}
 	if err != nil {
@@ -143,44 +152,86 @@ func (s *socket) receive(ctx context.Context) {
 	s.conn.SetPongHandler(func(string) error { alive(); return nil })
 	answerPing := s.conn.PingHandler()
 	s.conn.SetPingHandler(func(data string) error { alive(); return answerPing(data) })
-	session := s.reader.s
 	for {
 		alive()
-		_, data, err := s.conn.ReadMessage()
+		kind, data, err := s.conn.ReadMessage()
 		if err != nil {
 			return
 		}
-		message, err := wire.DecodeMessage(data)
-		if err != nil {
-			s.close(websocket.CloseInvalidFramePayloadData, explainJSON(err))
-			return
+		s.d.activity.touch()
+		if s.v1 && kind == websocket.BinaryMessage {
+			err = s.stdin(ctx, data)
+		} else {
+			err = s.obey(ctx, data)
 		}
-		switch m := message.(type) {
-		case *wire.Kill:
-			session.cmd.kill()
-		case *wire.Input:
-			if session.input != nil {
-				session.input.write(ctx, m.Data)
-			}
-		case *wire.CloseStdin:
-			if session.input != nil {
-				session.input.close()
-			}
+		if err != nil {
+			s.close(websocket.CloseInvalidFramePayloadData, err.Error())
+			return
 		}
 	}
+}
+
+// stdin takes a frame of input.
+func (s *socket) stdin(ctx context.Context, frame []byte) error {
+	data, err := wire.DecodeStdin(frame)
+	if in := s.reader.s.input; err == nil && in != nil {
+		in.write(ctx, data)
+	}
+	return err
+}
+
+// obey does what a message asks for. Those of exec.v1 are unknown without it,
+// and so are ignored.
+func (s *socket) obey(ctx context.Context, data []byte) error {
+	message, err := wire.DecodeMessage(data)
+	if err != nil {
+		return errors.New(explainJSON(err))
+	}
+	session := s.reader.s
+	switch m := message.(type) {
+	case *wire.Kill:
+		session.cmd.kill()
+	case *wire.Input:
+		if session.input != nil {
+			session.input.write(ctx, []byte(m.Data))
+		}
+	case *wire.CloseStdin:
+		if session.input != nil {
+			session.input.close()
+		}
+	case *wire.Signal:
+		if !s.v1 {
+			return nil
+		}
+		sig, err := signalNumber(m.Signal)
+		if err != nil {
+			return err
+		}
+		session.cmd.signal(sig)
+	case *wire.Resize:
+		if !s.v1 {
+			return nil
+		}
+		if m.Cols < 1 || m.Cols > math.MaxUint16 || m.Rows < 1 || m.Rows > math.MaxUint16 {
+			return refuse(wire.ErrInvalidRequest, "a terminal of %d columns and %d rows cannot be: give 1 to 65535 of each", m.Cols, m.Rows)
+		}
+		session.cmd.resize(uint16(m.Cols), uint16(m.Rows))
+	}
+	return nil
 }
 
 // send passes on what the command writes, from the first message to the last,
 // until ctx ends.
 func (s *socket) send(ctx context.Context) {
 	session := s.reader.s
-	if s.write(&wire.Started{CommandID: session.id, PID: session.cmd.pid}) != nil {
+	err := s.write(&wire.Started{CommandID: session.id, PID: session.cmd.pid})
+	if err != nil {
 		return
 	}
 	pings := time.NewTicker(s.d.lim.ping)
 	defer pings.Stop()
 	for {
-		message := s.reader.take()
+		message, frame := s.reader.take()
 		// Looked at after take: what the daemon's end did to the command is not
 		// passed on as the command's own end.
 		if ctx.Err() != nil {
@@ -189,14 +240,21 @@ func (s *socket) send(ctx context.Context) {
 			}
 			return
 		}
-		if message != nil {
-			if s.write(message) != nil {
-				return
-			}
-			if _, output := message.(*wire.Output); !output {
-				s.close(websocket.CloseNormalClosure, "")
-				return
-			}
+		switch {
+		case frame != nil:
+			err = s.writeFrame(websocket.BinaryMessage, frame)
+		case message != nil:
+			err = s.write(message)
+		}
+		if err != nil {
+			return
+		}
+		switch message.(type) {
+		case *wire.Exit, *wire.ExecError:
+			s.close(websocket.CloseNormalClosure, "")
+			return
+		}
+		if frame != nil || message != nil {
 			notify(s.reader.wake) // there may be more
 		}
 		select {
@@ -212,14 +270,19 @@ func (s *socket) send(ctx context.Context) {
 
 var errStalled = errors.New("the client does not read")
 
-// write sends one message. A client that does not take it in time is no longer
-// waited for: the command goes on, and the socket, should it ever be able to
-// take another message, is closed with 1011.
+// write sends one message.
 func (s *socket) write(message wire.Message) error {
 	data, err := wire.EncodeMessage(message)
 	if err != nil {
 		return err
 	}
+	return s.writeFrame(websocket.TextMessage, data)
+}
+
+// writeFrame sends a message of this kind. A client that does not take it in
+// time is no longer waited for: the command goes on, and the socket, should it
+// ever be able to take another message, is closed with 1011.
+func (s *socket) writeFrame(kind int, data []byte) error {
 	stalled := time.AfterFunc(s.d.lim.stall, func() {
 		if s.reader != nil {
 			s.reader.detach()
@@ -227,7 +290,7 @@ func (s *socket) write(message wire.Message) error {
 	})
 	defer stalled.Stop()
 	s.conn.SetWriteDeadline(time.Now().Add(2 * s.d.lim.stall))
-	if err := s.conn.WriteMessage(websocket.TextMessage, data); err != nil {
+	if err := s.conn.WriteMessage(kind, data); err != nil {
 		return err
 	}
 	if !stalled.Stop() {

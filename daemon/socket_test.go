@@ -20,6 +20,7 @@ import (
 
 // The exchange of protocol.md §14.
 func TestVectors(t *testing.T) {
+	t.Parallel()
 	b := newBox(t)
 	s, started := b.start(`{"type":"execute","command":"echo hé; sleep 9","timeout_seconds":60,"shell":"/bin/bash","idle_timeout_seconds":300,"kill_on_disconnect":false,"ttl_seconds":600,"command_id":"0198c0ffee0070008000000000000001"}`)
 	if want := fmt.Sprintf(`{"type":"started","command_id":"0198c0ffee0070008000000000000001","pid":%d}`, started.PID); started.raw != want || !exists(started.PID) {
@@ -39,6 +40,7 @@ func TestVectors(t *testing.T) {
 
 // The exchange of protocol.md §16.14, as the user that the test runs as.
 func TestVectorsLate(t *testing.T) {
+	t.Parallel()
 	b := newBox(t)
 	s, _ := b.start(fmt.Sprintf(`{"type":"execute","command":"cat","timeout_seconds":60,"shell":"/bin/bash","idle_timeout_seconds":300,"kill_on_disconnect":false,"ttl_seconds":600,"run_config":{"user":"%d","env_vars":{"A":"1"}},"close_stdin":true,"command_id":"01a2067a-34f1-708b-a7ce-dd76d27f023f"}`, os.Getuid()))
 	if f := s.next(); f.raw != `{"type":"exit","exit_code":0}` {
@@ -56,6 +58,7 @@ func TestVectorsLate(t *testing.T) {
 }
 
 func TestCommandOverSocket(t *testing.T) {
+	t.Parallel()
 	b := newBox(t)
 	for _, tt := range []struct {
 		name, message, stdout, stderr string
@@ -89,6 +92,7 @@ func TestCommandOverSocket(t *testing.T) {
 
 // Without an id the server makes one, of version 7.
 func TestMadeID(t *testing.T) {
+	t.Parallel()
 	b := newBox(t)
 	_, one := b.start(message("true"))
 	_, two := b.start(message("true"))
@@ -98,6 +102,7 @@ func TestMadeID(t *testing.T) {
 }
 
 func TestFirstMessageRefused(t *testing.T) {
+	t.Parallel()
 	b := newBox(t)
 	for _, tt := range []struct{ name, message, kind, text string }{
 		{"no JSON", `execute`, "InvalidRequest", "not JSON at byte 1"},
@@ -114,7 +119,7 @@ func TestFirstMessageRefused(t *testing.T) {
 		{"long id", message("true", `{"command_id":"`+strings.Repeat("x", 257)+`"}`), "InvalidRequest", "command_id is longer"},
 		{"env and run_config", message("true", `{"env":{"A":"1"},"run_config":{}}`), "InvalidRequest", "run_config excludes"},
 		{"relative work_dir", message("true", `{"run_config":{"work_dir":"x"}}`), "InvalidRequest", "absolute path"},
-		{"other user", message("true", `{"run_config":{"user":"12345"}}`), "CommandError", `user is "12345"`},
+		{"other user", message("true", `{"run_config":{"user":"no-such"}}`), "CommandError", `user is "no-such"`},
 		{"no shell", message("true", `{"shell":"/no/such"}`), "CommandError", "/no/such: no such file"},
 		{"no cwd", message("true", `{"cwd":"/no/such"}`), "CommandError", "working directory /no/such"},
 		{"no id", `{"type":"reconnect","stdout_offset":0,"stderr_offset":0}`, "InvalidRequest", "command_id is missing"},
@@ -141,16 +146,18 @@ func TestFirstMessageRefused(t *testing.T) {
 }
 
 func TestFirstMessageLateOrLarge(t *testing.T) {
+	t.Parallel()
 	b := newLimitedBox(t, daemon.Limits{First: 100 * time.Millisecond})
 	b.socket().wantClose(websocket.ClosePolicyViolation)
-	s := b.socket()
-	s.send(message(strings.Repeat("x", 1<<20)))
+	s := newBox(t).socket()
+	s.conn.WriteMessage(websocket.TextMessage, []byte(message(strings.Repeat("x", 1<<20)))) // the answer may come before its end
 	s.wantClose(websocket.CloseMessageTooBig)
 }
 
 // After the first message unknown ones are ignored; one that is malformed ends
 // the socket, and the command goes on.
 func TestLaterMessages(t *testing.T) {
+	t.Parallel()
 	b := newBox(t)
 	s, started := b.start(message("read x; echo $x; read x; echo $x"))
 	for _, m := range []string{`{"type":"resize","cols":5}`, `{"type":"ping"}`, `{}`, `{"type":"execute","command":"echo never"}`,
@@ -176,6 +183,7 @@ func reconnect(id string, stdout, stderr int64) string {
 // Code points that are written byte by byte, or cut by the border of two reads
 // or two messages, come whole.
 func TestCodePointsStayWhole(t *testing.T) {
+	t.Parallel()
 	b := newBox(t)
 	s, _ := b.start(message(`printf '€' ; printf '\xf0'; read; printf '\x9f'; printf '\x98' >&2; read; printf '\x98\x80\n'`))
 	if f := s.next(); f.Data != "€" {
@@ -199,6 +207,7 @@ func TestCodePointsStayWhole(t *testing.T) {
 
 // 20 MB of output arrive as they were.
 func TestLongOutput(t *testing.T) {
+	t.Parallel()
 	b := newBox(t)
 	random := rand.NewChaCha8([32]byte{2})
 	raw := make([]byte, 15<<20)
@@ -217,6 +226,7 @@ func TestLongOutput(t *testing.T) {
 }
 
 func TestKill(t *testing.T) {
+	t.Parallel()
 	b := newBox(t)
 	s, _ := b.start(message("trap '' TERM INT HUP; sleep 1000 & echo $! > pid; echo ready; wait"))
 	if f := s.next(); f.Data != "ready\n" {
@@ -249,6 +259,7 @@ func TestTimeout(t *testing.T) {
 // A process that outlives the shell and holds its output open holds back
 // nothing that was written before, and not the end.
 func TestBackgroundChildOverSocket(t *testing.T) {
+	t.Parallel()
 	b := newBox(t)
 	for _, terminal := range []string{`{}`, `{"pty":true}`} {
 		s, started := b.start(message("(trap '' HUP; exec sleep 1000) & echo $! > pid; head -c 50000 /dev/zero | tr '\\0' x", terminal))
@@ -269,6 +280,7 @@ func TestBackgroundChildOverSocket(t *testing.T) {
 }
 
 func TestTerminal(t *testing.T) {
+	t.Parallel()
 	b := newBox(t)
 	s, _ := b.start(message(`tty -s && stty size; echo $TERM; echo err >&2; [ -t 0 -a -t 1 -a -t 2 ] && echo three; ps -o tpgid= -p $$ | tr -d ' ' | grep -qx $$ && echo foreground`, `{"pty":true}`))
 	out := s.rest()
@@ -313,6 +325,7 @@ func TestTerminal(t *testing.T) {
 
 // A terminal that is full of output which nobody reads loses nothing.
 func TestTerminalLongOutput(t *testing.T) {
+	t.Parallel()
 	b := newLimitedBox(t, daemon.Limits{Ring: 64 << 10})
 	s, _ := b.start(message("stty -opost; seq 1 300000", `{"pty":true}`))
 	out := s.rest()
@@ -326,13 +339,13 @@ func TestTerminalLongOutput(t *testing.T) {
 // pings is not.
 func TestPings(t *testing.T) {
 	t.Parallel()
-	b := newLimitedBox(t, daemon.Limits{Ping: 20 * time.Millisecond, Pong: 500 * time.Millisecond})
+	b := newLimitedBox(t, daemon.Limits{Ping: 40 * time.Millisecond, Pong: time.Second})
 	s, started := b.start(message("read x; echo $x"))
 	pings := 0
 	answer := s.conn.PingHandler()
 	s.conn.SetPingHandler(func(data string) error {
 		pings++
-		if pings == 50 { // a second, twice the time that is allowed without a sign
+		if pings == 40 { // longer than is allowed without a sign
 			s.send(`{"type":"input","data":"x\n"}`)
 		}
 		return answer(data)
@@ -353,12 +366,19 @@ func TestPings(t *testing.T) {
 // The end of the daemon closes sockets with 1001, whatever state they are in,
 // and kills the commands.
 func TestShutdown(t *testing.T) {
+	t.Parallel()
 	b := newBox(t)
 	pid := b.daemon()
 	waiting := b.socket() // its first message has not come
 	running, _ := b.start(message("echo $$ > pid; echo; sleep 1000"))
 	running.next()
-	full, _ := b.start(message("yes")) // the client does not read
+	b.start(message("yes")) // the client does not read, nor does that of a file
+	os.WriteFile(b.path("large"), make([]byte, 16<<20), 0o644)
+	res, err := b.http.Get("http://box/download?path=large")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
 	terminal, _ := b.start(message("echo; cat", `{"pty":true}`))
 	terminal.next()
 	request := make(chan reply, 1)
@@ -368,18 +388,19 @@ func TestShutdown(t *testing.T) {
 	waiting.wantClose(websocket.CloseGoingAway)
 	running.wantClose(websocket.CloseGoingAway)
 	terminal.wantClose(websocket.CloseGoingAway)
-	for {
-		if _, err := full.read(); err != nil {
-			break
-		}
-	}
 	(<-request).wantProblem(t, 400, "CommandError", "the sandbox is being stopped")
 	b.wantGone("pid")
 	b.wantGone("pid2")
+	await(t, "the daemon to end", func() bool {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		return err != nil || strings.Contains(string(stat), ") Z ")
+	})
+	// What it could not end in time it would have said in its log, where newBox looks.
 }
 
 // Many commands at once do not get in each other's way.
 func TestParallel(t *testing.T) {
+	t.Parallel()
 	b := newBox(t)
 	const n = 40
 	results := make(chan error, n)

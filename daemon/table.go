@@ -36,7 +36,7 @@ const longestID = 256
 
 // open finds the command that has the id of req, or starts it, and attaches to
 // it (§6.6). The lock is held meanwhile: one id is one command.
-func (d *daemon) open(req *wire.Execute) (*reader, error) {
+func (d *daemon) open(req *wire.Execute, v1 bool) (*reader, error) {
 	id := req.CommandID
 	if len(id) > longestID {
 		return nil, refuse(wire.ErrInvalidRequest, "command_id is longer than %d bytes", longestID)
@@ -52,7 +52,7 @@ func (d *daemon) open(req *wire.Execute) (*reader, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if s := t.sessions[id]; s != nil {
-		return s.attach([2]int64{}), nil
+		return s.attach([2]int64{}, v1), nil
 	}
 	if t.running >= t.lim.running {
 		return nil, refuse(wire.ErrCommand, "%d commands are running, which is the most: wait for some to end", t.running)
@@ -61,12 +61,12 @@ func (d *daemon) open(req *wire.Execute) (*reader, error) {
 	if err := s.configure(req); err != nil {
 		return nil, err
 	}
-	spec, err := d.cfg.prepare(commandRequest{command: req.Command, shell: req.Shell, env: req.Env, cwd: req.Cwd,
+	spec, err := d.cfg.Load().prepare(commandRequest{command: req.Command, shell: req.Shell, env: req.Env, cwd: req.Cwd,
 		runConfig: req.RunConfig, pty: req.PTY, stdin: !req.CloseStdin})
 	if err != nil {
 		return nil, err
 	}
-	reader := s.attach([2]int64{})
+	reader := s.attach([2]int64{}, v1)
 	s.cmd, err = d.start(spec,
 		func(p []byte) { s.write(outStream, p) },
 		func(p []byte) { s.write(errStream, p) })
@@ -90,7 +90,7 @@ func (d *daemon) open(req *wire.Execute) (*reader, error) {
 }
 
 // reopen attaches to a command that was started before.
-func (d *daemon) reopen(req *wire.Reconnect) (*reader, error) {
+func (d *daemon) reopen(req *wire.Reconnect, v1 bool) (*reader, error) {
 	if req.CommandID == "" {
 		return nil, refuse(wire.ErrInvalidRequest, "command_id is missing: name the command to attach to")
 	}
@@ -101,7 +101,7 @@ func (d *daemon) reopen(req *wire.Reconnect) (*reader, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if s := t.sessions[req.CommandID]; s != nil {
-		return s.attach([2]int64{req.StdoutOffset, req.StderrOffset}), nil
+		return s.attach([2]int64{req.StdoutOffset, req.StderrOffset}, v1), nil
 	}
 	if _, ok := t.expired[req.CommandID]; ok {
 		return nil, refuse(wire.ErrSessionExpired, "command %q ended and was kept no longer", req.CommandID)

@@ -39,17 +39,21 @@ func (d *daemon) upload(w http.ResponseWriter, r *http.Request) {
 		answer(w, refuse(wire.ErrInvalidRequest, "the body's part is called %q: send the file as %q", part.FormName(), wire.UploadField))
 		return
 	}
-	written, err := writeFile(path, func(f io.Writer) (int64, error) {
-		n, err := io.Copy(f, body{part})
-		if err != nil {
-			return n, err
-		}
-		if _, err := parts.NextPart(); err == nil {
-			return n, refuse(wire.ErrInvalidRequest, "the body has more than one part: send one file at a time")
-		} else if err != io.EOF {
-			return n, refuse(wire.ErrInvalidRequest, "the body ended early: %v", err)
-		}
-		return n, nil
+	var written int64
+	err = d.asUser(wire.ErrWrite, func() (err error) {
+		written, err = writeFile(path, func(f io.Writer) (int64, error) {
+			n, err := io.Copy(f, body{part})
+			if err != nil {
+				return n, err
+			}
+			if _, err := parts.NextPart(); err == nil {
+				return n, refuse(wire.ErrInvalidRequest, "the body has more than one part: send one file at a time")
+			} else if err != io.EOF {
+				return n, refuse(wire.ErrInvalidRequest, "the body ended early: %v", err)
+			}
+			return n, nil
+		})
+		return err
 	})
 	if err != nil {
 		answer(w, fileFailure(wire.ErrWrite, path, err))

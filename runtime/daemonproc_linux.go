@@ -72,7 +72,8 @@ func (p Proc) Alive() bool {
 	return err == nil && now == p
 }
 
-// Signal sends sig to the process and to no other; os.ErrProcessDone if it has ended.
+// Signal sends sig to the process and to no other; os.ErrProcessDone if it has
+// ended and was waited for.
 func (p Proc) Signal(sig syscall.Signal) error {
 	fd, err := p.open()
 	if err != nil {
@@ -173,7 +174,8 @@ func (p Proc) reap() {
 
 const procFile = "daemon.json"
 
-// WriteProc records p as the daemon of the sandbox in dir.
+// WriteProc records p as the daemon of the sandbox in dir. From then on and up to
+// ForgetProc the sandbox is whole, whether or not the daemon lives.
 func WriteProc(dir string, p Proc) error {
 	data, err := json.Marshal(p)
 	if err != nil {
@@ -201,4 +203,13 @@ func ReadProc(dir string) (Proc, error) {
 		return Proc{}, fmt.Errorf("%s is damaged: remove the sandbox", filepath.Join(dir, procFile))
 	}
 	return p, nil
+}
+
+// ForgetProc deletes what WriteProc recorded, if there is anything, before the
+// sandbox's files are deleted.
+func ForgetProc(dir string) error {
+	if err := os.Remove(filepath.Join(dir, procFile)); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
 }

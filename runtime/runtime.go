@@ -28,7 +28,8 @@ type Runtime interface {
 
 	// Adopt takes over a sandbox that another process, or this one before a
 	// restart, created from the same spec. A sandbox whose daemon is no longer
-	// alive is ErrGone; Remove it with the instance that is returned all the same.
+	// alive is ErrGone; Start or Remove it with the instance that is returned all
+	// the same.
 	Adopt(ctx context.Context, spec Spec) (Instance, error)
 }
 
@@ -46,12 +47,40 @@ type Spec struct {
 	Dir      string            // absolute folder of this sandbox alone, which exists; all it keeps lies there
 	Image    string            // "" means HostImage
 	Env      map[string]string // of every command, over the image's own
+	Snapshot string            // folder that Instance.Snapshot wrote, whose files the sandbox starts with; "" for none
+	Mounts   []Mount           // folders of this machine that appear in the sandbox
 }
 
-// Instance is one sandbox.
+// Mount makes a folder of this machine appear in a sandbox, to be changed by it
+// and whoever else has it mounted. What is mounted below it does not come along.
+// An empty folder becomes the property of the sandboxes' root.
+type Mount struct {
+	Source   string // absolute folder on this machine
+	Target   string // absolute path in the sandbox; a missing folder is made
+	ReadOnly bool
+}
+
+// Instance is one sandbox. Its methods may be called from several goroutines;
+// between processes the callers see to it that only one starts, stops or removes
+// a sandbox at a time.
 type Instance interface {
-	// Dial reaches the daemon.
+	// Dial reaches the daemon; of a sandbox that does not run it is ErrGone.
 	Dial(ctx context.Context) (net.Conn, error)
+
+	// Stop ends every process of the sandbox and keeps its files. Stopping one
+	// that does not run is harmless.
+	Stop(ctx context.Context) error
+
+	// Start places the daemon again on the files that Stop, a kill or the
+	// machine's end left, and returns once it accepts connections. When it fails,
+	// the files stay as they are. Starting a sandbox that runs is harmless.
+	Start(ctx context.Context) error
+
+	// Snapshot copies the sandbox's own layer, which is what it wrote and what
+	// it deleted, into the folder dst, which it makes. What is in memory or in
+	// mounts is no part of it. The sandbox may run; then each file is copied as it
+	// is at that moment. When Snapshot fails, nothing of dst is left.
+	Snapshot(ctx context.Context, dst string) error
 
 	// Remove ends every process of the sandbox and deletes what it kept in
 	// Spec.Dir, the folder included. Removing twice is harmless.

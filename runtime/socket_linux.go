@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -39,6 +40,14 @@ func ListenUnix(dir string) (*net.UnixListener, error) {
 		return nil, fmt.Errorf("listen on %s: %w", filepath.Join(dir, socketName), innermost(err))
 	}
 	return ln, nil
+}
+
+// RemoveUnix deletes the socket that an ended daemon left in dir, if it did.
+func RemoveUnix(dir string) error {
+	if err := os.Remove(filepath.Join(dir, socketName)); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 // DialUnix connects to <dir>/daemon.sock. Where nobody listens the error is

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"reflect"
+	"strconv"
 	"strings"
 	"time"
 
@@ -34,19 +35,26 @@ const (
 	kindMethod         = "MethodNotAllowed"
 	kindNotFound       = "NotFound"
 	kindNotImplemented = "NotImplemented"
+	kindQuota          = "QuotaExceeded"
+	kindResize         = "ResizeError"
+	kindNoRegistry     = "RegistryNotFound"
+	kindNoSnapshot     = "SnapshotNotFound"
 	kindSandboxConfig  = "SandboxConfig"
 	kindNoTemplate     = "TemplateNotFound"
 	kindTimeout        = "Timeout"
 	kindTooLarge       = "PayloadTooLarge"
 	kindUnauthorized   = "Unauthorized"
+	kindValidation     = "ValidationError"
 )
 
 // failure is an error that knows its answer. Its cause is logged, not answered.
 type failure struct {
-	status  int
-	problem wire.Problem
-	allow   string // methods that a 405 names
-	cause   error
+	status     int
+	problem    wire.Problem
+	plain      bool   // the message alone is answered, as form C
+	allow      string // methods that a 405 names
+	retryAfter string // seconds
+	cause      error
 }
 
 func (f *failure) Error() string { return f.problem.Message }
@@ -56,12 +64,22 @@ func fail(status int, kind, format string, args ...any) *failure {
 	return &failure{status: status, problem: wire.Problem{Type: kind, Message: fmt.Sprintf(format, args...)}}
 }
 
+// plain makes an answer one of form C, which some clients look for.
+func plain(f *failure) *failure {
+	f.plain = true
+	return f
+}
+
 // invalid is 422 in form B: where in the request, as a dotted path, and what
 // is wrong there.
 func invalid(loc, format string, args ...any) *failure {
 	detail := wire.InputError{Msg: fmt.Sprintf(format, args...), Type: "value_error"}
 	for part := range strings.SplitSeq(loc, ".") {
-		detail.Loc = append(detail.Loc, part)
+		if index, err := strconv.Atoi(part); err == nil {
+			detail.Loc = append(detail.Loc, index)
+		} else {
+			detail.Loc = append(detail.Loc, part)
+		}
 	}
 	return &failure{status: http.StatusUnprocessableEntity, problem: wire.Problem{Details: []wire.InputError{detail}}}
 }
@@ -81,6 +99,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if s.begin() {
 		defer s.work.Done()
 		defer func() {
+			s.metrics.count(s.plane(r), r.Method, rec.status, time.Since(began))
 			s.options.Log.Info("request", "id", id, "method", r.Method, "path", r.URL.Path,
 				"status", rec.status, "took", time.Since(began).Round(time.Microsecond))
 		}()
@@ -108,6 +127,13 @@ func (s *Server) answerError(w http.ResponseWriter, r *http.Request, id string, 
 	}
 	if f.status == http.StatusUnauthorized {
 		w.Header().Set("WWW-Authenticate", "Bearer")
+	}
+	if f.retryAfter != "" {
+		w.Header().Set("Retry-After", f.retryAfter)
+	}
+	if f.plain {
+		answer(w, f.status, map[string]string{"detail": f.problem.Message})
+		return
 	}
 	answer(w, f.status, f.problem)
 }

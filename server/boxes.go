@@ -24,26 +24,43 @@ import (
 
 // box is the record of a sandbox.
 type box struct {
-	Box        wire.Box          `json:"box"` // less what depends on who asks
-	TemplateID string            `json:"template_id,omitempty"`
-	Runtime    string            `json:"runtime"` // that made it
-	Hostname   string            `json:"hostname"`
-	Image      string            `json:"image"`
-	Env        map[string]string `json:"env,omitempty"`
-	Owner      string            `json:"owner,omitempty"` // the server that is making or deleting it
+	Box        wire.Box           `json:"box"` // less what depends on who asks
+	TemplateID string             `json:"template_id,omitempty"`
+	Runtime    string             `json:"runtime"` // that made it
+	Hostname   string             `json:"hostname"`
+	Image      string             `json:"image"`
+	Env        map[string]string  `json:"env,omitempty"`
+	Mounts     []wire.VolumeMount `json:"mounts,omitempty"` // volumes by id
+	Pool       string             `json:"pool,omitempty"`   // id of the pool that keeps it ready, or of the snapshot that is built with it; hidden as long
+	Layer      string             `json:"layer,omitempty"`  // id of the snapshot whose files it started with
+	Classic    bool               `json:"classic,omitempty"`
+	Used       time.Time          `json:"used,omitzero"` // last, or up to tidyEvery before that
+	Lease      *lease             `json:"lease,omitempty"`
+	Unmade     bool               `json:"unmade,omitempty"` // never was ready: to start it is to make it
+	Owner      string             `json:"owner,omitempty"`  // the server that is making, starting, stopping or deleting it
 }
 
 func (s *Server) spec(b *box) runtime.Spec {
-	return runtime.Spec{ID: b.Box.ID, Hostname: b.Hostname, Dir: s.store.boxDir(b.Box.ID), Image: b.Image, Env: maps.Clone(b.Env)}
+	spec := runtime.Spec{ID: b.Box.ID, Hostname: b.Hostname, Dir: s.store.boxDir(b.Box.ID), Image: b.Image, Env: b.env()}
+	if b.Layer != "" {
+		spec.Snapshot = s.store.layerDir(b.Layer)
+	}
+	for _, m := range b.Mounts {
+		spec.Mounts = append(spec.Mounts, runtime.Mount{Source: s.store.volumeDir(m.VolumeName), Target: m.MountPath})
+	}
+	return spec
 }
 
-// orphan reports whether the server that was making or deleting a sandbox has
-// ended without finishing.
+// orphan reports whether the server that was working on a sandbox has ended
+// without finishing.
 func (s *Server) orphan(b *box) bool { return b.Owner != "" && !s.store.alive(b.Owner) }
 
 // status is what the record says, or what it means if nobody works on it any more.
 func (s *Server) status(b *box) (status, message string) {
 	if s.orphan(b) {
+		if !b.Unmade && b.Box.Status != wire.StatusDeleting {
+			return wire.StatusStopped, "" // in the middle of stopping or starting
+		}
 		return wire.StatusFailed, "the server stopped in the middle of making or deleting this sandbox: delete it"
 	}
 	return b.Box.Status, b.Box.StatusMessage
@@ -54,6 +71,7 @@ func (s *Server) status(b *box) (status, message string) {
 type boxCreate struct {
 	wire.BoxCreate
 	others
+	ordinary bool // a sandbox that a pool has ready will do
 }
 
 type others struct {
@@ -80,16 +98,31 @@ func (s *Server) createBox(c call) (int, any, error) {
 	if err := s.checkCreate(&in); err != nil {
 		return 0, nil, err
 	}
+	in.ordinary = ordinary(c.body)
 	b := &box{
 		Box: wire.Box{
 			Status: wire.StatusProvisioning, Labels: in.Labels, RunConfig: in.RunConfig,
 			VCPUs: in.VCPUs, MemBytes: in.MemBytes, FSCapacityBytes: in.FSCapacityBytes,
-			TTLSeconds: in.TTLSeconds, IdleTTLSeconds: in.IdleTTLSeconds, DeleteAfterStopSeconds: in.DeleteAfterStopSeconds,
 		},
-		Runtime: s.options.Runtime.Info().Name, Image: runtime.HostImage, Env: in.EnvVars, Owner: s.store.owner,
+		Runtime: s.options.Runtime.Info().Name, Image: runtime.HostImage, Env: in.EnvVars, Unmade: true, Owner: s.store.owner,
 	}
-	if err := s.store.update(c.Context(), func() error { return s.register(b, in.Name, in.TemplateName) }); err != nil {
+	s.lifetimes(b, &in)
+	var err error
+	if b.Lease, err = s.newLease(in.Lease); err != nil {
 		return 0, nil, err
+	}
+	if err := s.store.update(c.Context(), func() error { return s.register(b, &in) }); err != nil {
+		return 0, nil, err
+	}
+	if b.Box.Status == wire.StatusReady { // a pool had it
+		s.tendPools()
+		if !s.answers(c.Context(), b) {
+			if err := s.delete(c.Context(), b.Box.ID); err != nil {
+				return 0, nil, err
+			}
+			return s.createBox(c)
+		}
+		return http.StatusCreated, s.view(c.Request, b), nil
 	}
 	h := s.place(b, in.WaitForReady)
 	if in.WaitForReady {
@@ -100,7 +133,6 @@ func (s *Server) createBox(c call) (int, any, error) {
 		if err := s.waitReady(c.Context(), b, h, time.Duration(seconds)*time.Second); err != nil {
 			return 0, nil, err
 		}
-		var err error
 		if b, err = s.store.boxes.get(b.Box.ID); err != nil {
 			return 0, nil, wasDeleted()
 		}
@@ -109,9 +141,13 @@ func (s *Server) createBox(c call) (int, any, error) {
 }
 
 // register gives a sandbox its id and name, and writes its first record.
-func (s *Server) register(b *box, name, template string) error {
-	if template != "" {
-		t, err := s.findTemplate(template)
+func (s *Server) register(b *box, in *boxCreate) error {
+	name := in.Name
+	if err := s.fromSnapshot(b, in); err != nil {
+		return err
+	}
+	if in.TemplateName != "" {
+		t, err := s.store.templates.find(in.TemplateName)
 		if f, ok := errors.AsType[*failure](err); ok {
 			return fail(http.StatusBadRequest, kindNoTemplate, "%v", f)
 		}
@@ -122,7 +158,7 @@ func (s *Server) register(b *box, name, template string) error {
 		if err := s.checkResources(t.Resources); err != nil {
 			return err
 		}
-		b.TemplateID, b.Box.TemplateName, b.Image = t.ID, t.Name, t.Image
+		b.TemplateID, b.Box.TemplateName, b.Image, b.Mounts = t.ID, t.Name, t.Image, t.VolumeMounts
 	}
 	all, err := s.store.boxes.all()
 	if err != nil {
@@ -134,6 +170,15 @@ func (s *Server) register(b *box, name, template string) error {
 	if taken(name) {
 		return nameTaken(name)
 	}
+	b.Box.CreatedAt, b.Used = s.now(), s.options.Now()
+	b.Box.UpdatedAt = b.Box.CreatedAt
+	b.expiry()
+	if s.handOut(b, in, all) {
+		return s.store.boxes.put(b.Box.ID, b)
+	}
+	if err := roomFor("sandboxes", len(all), s.options.Quota.Sandboxes); err != nil {
+		return err
+	}
 	b.Box.ID, b.Box.Name = s.options.NewID(), name
 	for b.Box.Name == "" {
 		if generated := "sandbox-" + b.Box.ID[max(0, len(b.Box.ID)-8):]; !taken(generated) {
@@ -142,8 +187,7 @@ func (s *Server) register(b *box, name, template string) error {
 			b.Box.ID = s.options.NewID()
 		}
 	}
-	b.Hostname, b.Box.CreatedAt = b.Box.Name, s.now()
-	b.Box.UpdatedAt = b.Box.CreatedAt
+	b.Hostname = b.Box.Name
 	if err = os.MkdirAll(s.store.boxDir(b.Box.ID), 0o700); err == nil {
 		err = s.store.boxes.put(b.Box.ID, b)
 	}
@@ -164,10 +208,11 @@ func (s *Server) checkCreate(in *boxCreate) error {
 			return err
 		}
 	}
-	for name := range in.EnvVars {
-		if name == "" || strings.ContainsAny(name, "=\x00") || strings.Contains(in.EnvVars[name], "\x00") {
-			return invalid("body.env_vars", "the environment variable %q cannot be set", name)
-		}
+	if err := checkEnv("body.env_vars", in.EnvVars); err != nil {
+		return err
+	}
+	if err := s.checkSource(in); err != nil {
+		return err
 	}
 	if err := checkTTLs(in.TTLSeconds, in.IdleTTLSeconds, in.DeleteAfterStopSeconds); err != nil {
 		return err
@@ -180,9 +225,6 @@ func (s *Server) checkCreate(in *boxCreate) error {
 		asked bool
 		why   string
 	}{
-		{"snapshot_id", in.SnapshotID != "", "this server has no snapshots"},
-		{"snapshot_name", in.SnapshotName != "", "this server has no snapshots"},
-		{"snapshot", in.Snapshot != "", "this server has no snapshots"},
 		{"mount_config", given(in.MountConfig), "this server mounts nothing"},
 		{"access_delegation", given(in.AccessDelegation), "this server cannot lend its identity"},
 		{"preserve_memory_on_stop", in.PreserveMemoryOnStop, "this server cannot keep memory"},
@@ -214,19 +256,14 @@ func (s *Server) checkCreate(in *boxCreate) error {
 		limit{"fs_capacity_bytes", in.FSCapacityBytes != nil, enforces.Storage})
 }
 
-// checkTTLs takes the three times to live: zero, which is "never", is all that
-// this server can do.
+// checkTTLs takes the three times to live.
 func checkTTLs(ttl, idle, afterStop *int) error {
 	for _, t := range []struct {
 		field   string
 		seconds *int
 	}{{"ttl_seconds", ttl}, {"idle_ttl_seconds", idle}, {"delete_after_stop_seconds", afterStop}} {
-		switch {
-		case t.seconds == nil:
-		case !wire.ValidTTL(*t.seconds):
-			return invalid("body."+t.field, "want 0 or a multiple of 60, got %d", *t.seconds)
-		case *t.seconds != 0:
-			return unsupported(t.field, "this server ends no sandbox by itself; leave it out or give 0")
+		if t.seconds != nil && (!wire.ValidTTL(*t.seconds) || *t.seconds > maxTTL) {
+			return invalid("body."+t.field, "want 0 or a multiple of 60 up to %d, got %d", maxTTL, *t.seconds)
 		}
 	}
 	return nil
@@ -236,8 +273,14 @@ func checkConfigs(proxy json.RawMessage, run *wire.RunConfig) error {
 	if given(proxy) {
 		return unsupported("proxy_config", "this server has no egress proxy")
 	}
-	if run != nil && (run.User != "" || run.WorkDir != "" || len(run.EnvVars) > 0) {
-		return unsupported("run_config", "this server takes it with each command, and env_vars with the sandbox")
+	return checkRunConfig(run)
+}
+
+func checkEnv(loc string, env map[string]string) error {
+	for name, value := range env {
+		if name == "" || strings.ContainsAny(name, "=\x00") || strings.Contains(value, "\x00") {
+			return invalid(loc, "the environment variable %q cannot be set", name)
+		}
 	}
 	return nil
 }
@@ -252,6 +295,9 @@ func given(raw json.RawMessage) bool {
 func (s *Server) view(r *http.Request, b *box) wire.Box {
 	v := b.Box
 	v.Status, v.StatusMessage = s.status(b)
+	if v.Status != wire.StatusStopped {
+		v.StoppedAt = ""
+	}
 	v.DataplaneURL = s.baseURL(r) + sandboxPath + v.ID
 	if b.TemplateID != "" {
 		if t, err := s.store.templates.get(b.TemplateID); err == nil {
@@ -283,7 +329,7 @@ func (s *Server) findBox(name string) (*box, error) {
 		func(b *box) string { return b.Box.Name },
 		func(b *box) string { return b.Box.ID },
 	} {
-		i := slices.IndexFunc(all, func(b *box) bool { return key(b) == name })
+		i := slices.IndexFunc(all, func(b *box) bool { return b.Pool == "" && key(b) == name })
 		if i < 0 {
 			continue
 		}
@@ -332,6 +378,7 @@ func (s *Server) updateBox(c call) (int, any, error) {
 		return 0, nil, err
 	}
 	var b *box
+	var reconfigured bool
 	err := s.store.update(c.Context(), func() (err error) {
 		if b, err = s.findBox(c.name); err != nil {
 			return err
@@ -350,7 +397,9 @@ func (s *Server) updateBox(c call) (int, any, error) {
 		b.Box.TTLSeconds = cmp.Or(in.TTLSeconds, before.TTLSeconds)
 		b.Box.IdleTTLSeconds = cmp.Or(in.IdleTTLSeconds, before.IdleTTLSeconds)
 		b.Box.DeleteAfterStopSeconds = cmp.Or(in.DeleteAfterStopSeconds, before.DeleteAfterStopSeconds)
-		b.Box.RunConfig = cmp.Or(in.RunConfig, before.RunConfig)
+		b.Box.RunConfig = overlay(before.RunConfig, in.RunConfig)
+		reconfigured = !reflect.DeepEqual(b.Box.RunConfig, before.RunConfig)
+		b.expiry()
 		if reflect.DeepEqual(b.Box, before) {
 			return nil
 		}
@@ -360,12 +409,26 @@ func (s *Server) updateBox(c call) (int, any, error) {
 	if err != nil {
 		return 0, nil, err
 	}
+	if status, _ := s.status(b); reconfigured && status == wire.StatusReady {
+		h, err := s.reach(c.Context(), b)
+		if err == nil {
+			err = s.configure(c.Context(), h.instance, b)
+		}
+		if err != nil && !errors.Is(err, runtime.ErrGone) { // the next start takes it up
+			return 0, nil, err
+		}
+	}
 	return http.StatusOK, s.view(c.Request, b), nil
 }
 
 func (s *Server) listBoxes(c call) (int, any, error) {
 	query := c.URL.Query()
-	order, err := boxOrder(query)
+	compare, err := order(query, map[string]func(wire.Box) string{
+		"created_at": func(b wire.Box) string { return b.CreatedAt },
+		"name":       func(b wire.Box) string { return b.Name },
+		"status":     func(b wire.Box) string { return b.Status },
+		"stopped_at": func(b wire.Box) string { return b.StoppedAt },
+	}, func(b wire.Box) string { return b.ID })
 	if err != nil {
 		return 0, nil, err
 	}
@@ -375,12 +438,15 @@ func (s *Server) listBoxes(c call) (int, any, error) {
 	}
 	var found []wire.Box
 	for _, b := range all {
+		if b.Pool != "" {
+			continue
+		}
 		v := s.view(c.Request, s.checked(c.Context(), b))
 		if v.Status != wire.StatusDeleting && matches(&v, query) {
 			found = append(found, v)
 		}
 	}
-	slices.SortFunc(found, order)
+	slices.SortFunc(found, compare)
 	found, offset, err := page(query, found)
 	if err != nil {
 		return 0, nil, err
@@ -397,31 +463,33 @@ func matches(b *wire.Box, query url.Values) bool {
 	if status := query.Get("status"); status != "" && status != b.Status {
 		return false
 	}
-	for _, label := range query["label"] {
+	return hasLabels(b.Labels, query["label"]) && strings.Contains(b.Name, query.Get("name_contains"))
+}
+
+// hasLabels reports whether all that are wanted, as key or key=value, are there.
+func hasLabels(labels map[string]string, wanted []string) bool {
+	for _, label := range wanted {
 		key, want, exact := strings.Cut(label, "=")
-		if got, ok := b.Labels[key]; !ok || exact && got != want {
+		if got, ok := labels[key]; !ok || exact && got != want {
 			return false
 		}
 	}
-	return strings.Contains(b.Name, query.Get("name_contains"))
+	return true
 }
 
-func boxOrder(query url.Values) (func(a, b wire.Box) int, error) {
-	key, ok := map[string]func(wire.Box) string{
-		"":           func(b wire.Box) string { return b.CreatedAt },
-		"created_at": func(b wire.Box) string { return b.CreatedAt },
-		"name":       func(b wire.Box) string { return b.Name },
-		"status":     func(b wire.Box) string { return b.Status },
-	}[query.Get("sort_by")]
+// order reads how a list is to be sorted: by one of the keys, the newest first
+// if nothing else is asked for, and by id where that leaves a choice.
+func order[T any](query url.Values, keys map[string]func(T) string, id func(T) string) (func(a, b T) int, error) {
+	key, ok := keys[cmp.Or(query.Get("sort_by"), "created_at")]
 	if !ok {
-		return nil, invalid("query.sort_by", "want name, status or created_at")
+		return nil, invalid("query.sort_by", "want one of %s", strings.Join(slices.Sorted(maps.Keys(keys)), ", "))
 	}
-	sign, ok := map[string]int{"": -1, "desc": -1, "asc": 1}[query.Get("sort_direction")]
+	sign, ok := map[string]int{"": -1, "desc": -1, "asc": 1}[cmp.Or(query.Get("sort_order"), query.Get("sort_direction"))]
 	if !ok {
 		return nil, invalid("query.sort_direction", "want asc or desc")
 	}
-	return func(a, b wire.Box) int {
-		return sign * cmp.Or(cmp.Compare(key(a), key(b)), cmp.Compare(a.ID, b.ID))
+	return func(a, b T) int {
+		return sign * cmp.Or(cmp.Compare(key(a), key(b)), cmp.Compare(id(a), id(b)))
 	}, nil
 }
 

@@ -84,7 +84,7 @@ func TestWire(t *testing.T) {
 		{"DELETE", "/templates/python", "", 204, ``},
 		{"DELETE", "/templates/python", "", 404, notFound(`template \"python\"`)},
 		{"DELETE", "/boxes/" + id3, "", 204, ``},
-		{"GET", "/info", "", 200, `{"server":"sbx-star","version":"test","generations":["seed","classic","head"],"runtime":"memory","isolation":"none","extensions":[],"limits":{"json_bytes":1048576,"wait_seconds":600},"enforces":{"cpu":false,"memory":false,"pids":false,"storage":false,"network":false,"access_control":false}}`},
+		{"GET", "/info", "", 200, `{"server":"sbx-star","version":"test","generations":["seed","classic","head"],"runtime":"memory","isolation":"none","extensions":["exec.v1","leases"],"limits":{"json_bytes":1048576,"wait_seconds":600},"enforces":{"cpu":false,"memory":false,"pids":false,"storage":false,"network":false,"access_control":false}}`},
 	} {
 		got := f.do(step.method, step.path, step.body)
 		want := strings.ReplaceAll(step.want, "URL", f.http.URL)
@@ -140,12 +140,12 @@ func TestRefusals(t *testing.T) {
 		{"PUT", "/boxes", "", 405, `"error":"MethodNotAllowed"`},
 		{"OPTIONS", "/boxes", "", 405, `GET, POST, HEAD`},
 		{"POST", "/boxes/x/status", "{}", 405, `only GET, HEAD`},
-		{"GET", "/volumes", "", 404, `"error":"NotImplemented"`},
-		{"POST", "/pools", "{}", 404, `"error":"NotImplemented"`},
-		{"GET", "/snapshots/x", "", 404, `"error":"NotImplemented"`},
-		{"GET", "/registries", "", 404, `"error":"NotImplemented"`},
-		{"POST", "/boxes/x/stop", "{}", 404, `"error":"NotImplemented"`},
-		{"POST", "/boxes/x/service-url", "{}", 404, `"error":"NotImplemented"`},
+		{"POST", "/boxes", `{"template_name":"t","snapshot_id":"x"}`, 422, loc("body.snapshot_id", "a sandbox is made from one thing")},
+		{"POST", "/boxes", `{"snapshot_name":"x","snapshot_id":"x"}`, 422, loc("body.snapshot_name", "a sandbox is made from one thing")},
+		{"POST", "/boxes", `{"snapshot_id":"x"}`, 400, `"error":"SnapshotNotFound"`},
+		{"POST", "/boxes", `{"template_name":"t","snapshot_id":"x"}`, 422, loc("body.snapshot_id", "a sandbox is made from one thing")},
+		{"POST", "/boxes", `{"snapshot_name":"x","snapshot_id":"x"}`, 422, loc("body.snapshot_name", "a sandbox is made from one thing")},
+		{"POST", "/boxes", `{"snapshot_id":"x"}`, 400, `"error":"SnapshotNotFound"`},
 
 		{"POST", "/boxes", ``, 422, loc("body", "the body is empty")},
 		{"POST", "/boxes", `{`, 422, loc("body", "not JSON")},
@@ -160,27 +160,31 @@ func TestRefusals(t *testing.T) {
 		{"POST", "/boxes", `{"name":"Big"}`, 422, loc("body.name", `the name \"Big\" is not one`)},
 		{"POST", "/boxes", `{"name":"` + strings.Repeat("a", 64) + `"}`, 422, loc("body.name", "the name")},
 		{"POST", "/boxes", `{"env_vars":{"A=B":"1"}}`, 422, loc("body.env_vars", `the environment variable \"A=B\"`)},
-		{"POST", "/boxes", `{"idle_ttl_seconds":61}`, 422, loc("body.idle_ttl_seconds", "want 0 or a multiple of 60, got 61")},
+		{"POST", "/boxes", `{"idle_ttl_seconds":61}`, 422, loc("body.idle_ttl_seconds", "want 0 or a multiple of 60 up to")},
 		{"POST", "/boxes", `{"ttl_seconds":-60}`, 422, loc("body.ttl_seconds", "want 0")},
 		{"POST", "/boxes", `{"vcpus":0}`, 422, loc("body.vcpus", "want a number above 0")},
-		{"POST", "/boxes", `{"ttl_seconds":60}`, 422, config("ttl_seconds")},
-		{"POST", "/boxes", `{"idle_ttl_seconds":600}`, 422, config("idle_ttl_seconds")},
-		{"POST", "/boxes", `{"delete_after_stop_seconds":60}`, 422, config("delete_after_stop_seconds")},
-		{"POST", "/boxes", `{"snapshot_id":"x"}`, 422, config("snapshot_id")},
-		{"POST", "/boxes", `{"snapshot_name":"x"}`, 422, config("snapshot_name")},
-		{"POST", "/boxes", `{"snapshot":"x"}`, 422, config("snapshot")},
 		{"POST", "/boxes", `{"proxy_config":{"rules":[]}}`, 422, config("proxy_config")},
 		{"POST", "/boxes", `{"mount_config":{"auth":{}}}`, 422, config("mount_config")},
-		{"POST", "/boxes", `{"run_config":{"user":"u"}}`, 422, config("run_config")},
+		{"POST", "/boxes", `{"run_config":{"user":"a b"}}`, 422, loc("body.run_config.user", `the user \"a b\" is not one`)},
+		{"POST", "/boxes", `{"run_config":{"user":1}}`, 422, loc("body.run_config.user", "want a string, got number")},
+		{"POST", "/boxes", `{"run_config":{"work_dir":"x"}}`, 422, loc("body.run_config.work_dir", `the folder \"x\" is relative`)},
+		{"POST", "/boxes", `{"run_config":{"env_vars":{"A=":"1"}}}`, 422, loc("body.run_config.env_vars", `the environment variable`)},
+		{"PATCH", "/boxes/x", `{"run_config":{"work_dir":"x"}}`, 422, loc("body.run_config.work_dir", `the folder`)},
 		{"POST", "/boxes", `{"access_delegation":{"mode":"INHERIT"}}`, 422, config("access_delegation")},
 		{"POST", "/boxes", `{"preserve_memory_on_stop":true}`, 422, config("preserve_memory_on_stop")},
 		{"POST", "/boxes", `{"restore_memory":true}`, 422, config("restore_memory")},
 		{"POST", "/boxes", `{"persistent":false}`, 422, config("persistent")},
 		{"POST", "/boxes", `{"fs_capacity_bytes":1000}`, 422, config("fs_capacity_bytes")},
 		{"PATCH", "/boxes/x", `{"name":""}`, 422, loc("body.name", "the name")},
-		{"PATCH", "/boxes/x", `{"idle_ttl_seconds":60}`, 422, config("idle_ttl_seconds")},
+		{"PATCH", "/boxes/x", `{"idle_ttl_seconds":90}`, 422, loc("body.idle_ttl_seconds", "want 0 or a multiple of 60 up to 3162240000, got 90")},
+		{"POST", "/boxes", `{"delete_after_stop_seconds":9999999960}`, 422, loc("body.delete_after_stop_seconds", "want 0")},
+		{"POST", "/boxes", `{"lease":{"id":"","ttl_seconds":1}}`, 422, loc("body.lease.id", "want 1 to 128")},
+		{"POST", "/boxes", `{"lease":{"id":"a b","ttl_seconds":1}}`, 422, loc("body.lease.id", "want 1 to 128")},
+		{"POST", "/boxes", `{"lease":{"id":"x"}}`, 422, loc("body.lease.ttl_seconds", "want an integer from 1 to 86400")},
+		{"POST", "/boxes", `{"lease":"x"}`, 422, loc("body.lease", "want an object")},
+		{"POST", "/leases/x/renew", `{}`, 404, `there is no sandbox under the lease`},
 		{"PATCH", "/boxes/x", `{"proxy_config":{"rules":[]}}`, 422, config("proxy_config")},
-		{"GET", "/boxes?sort_by=age", "", 422, loc("query.sort_by", "want name")},
+		{"GET", "/boxes?sort_by=age", "", 422, loc("query.sort_by", "want one of created_at, name, status")},
 		{"GET", "/boxes?sort_direction=up", "", 422, loc("query.sort_direction", "want asc")},
 		{"GET", "/boxes?offset=-1", "", 422, loc("query.offset", "want an integer from 0")},
 		{"GET", "/templates?limit=x", "", 422, loc("query.limit", "want an integer from 1")},
@@ -193,7 +197,8 @@ func TestRefusals(t *testing.T) {
 		{"POST", "/templates", `{"name":"t","image":"i","resources":{"memory":"1GB"}}`, 422, loc("body.resources.memory", "the memory limit")},
 		{"POST", "/templates", template + `,"storage":"-1Gi"}}`, 422, loc("body.resources.storage", "the storage limit")},
 		{"POST", "/templates", template + `,"storage":"1Gi"}}`, 422, config("resources.storage")},
-		{"POST", "/templates", template + `},"volume_mounts":[{"volume_name":"v","mount_path":"/v"}]}`, 422, config("volume_mounts")},
+		{"POST", "/templates", template + `},"volume_mounts":[{"volume_name":"v","mount_path":"/v"}]}`, 422, `{"detail":[{"loc":["body","volume_mounts",0,"volume_name"],"msg":"there is no volume \"v\""`},
+		{"POST", "/volumes", `{"name":"v","size":"1Gi"}`, 422, config("size")},
 		{"PATCH", "/templates/t", `{"name":"A"}`, 422, loc("body.name", "the name")},
 	} {
 		f.do(c.method, c.path, c.body).want(t, c.status, c.want)
@@ -203,7 +208,7 @@ func TestRefusals(t *testing.T) {
 	}
 	// What asks for nothing is no reason to refuse.
 	f.do("POST", "/boxes", `{"name":"x","ttl_seconds":0,"idle_ttl_seconds":0,"delete_after_stop_seconds":0,"proxy_config":{},"mount_config":null,"run_config":{},`+
-		`"persistent":true,"restore_memory":false,"preserve_memory_on_stop":false,"vcpus":2,"mem_bytes":1024,"lease":{"id":"x"}}`).want(t, 201, `"ttl_seconds":0`, `"vcpus":2`, `"mem_bytes":1024`)
+		`"persistent":true,"restore_memory":false,"preserve_memory_on_stop":false,"vcpus":2,"mem_bytes":1024,"lease":null}`).want(t, 201, `"ttl_seconds":0`, `"vcpus":2`, `"mem_bytes":1024`)
 	f.do("PATCH", "/boxes/x", `{"idle_ttl_seconds":0,"labels":{}}`).want(t, 200, `"idle_ttl_seconds":0`)
 	f.do("POST", "/templates", template+`}}`).want(t, 201)
 	f.do("HEAD", "/boxes/x", "").want(t, 200)
@@ -294,7 +299,7 @@ func TestWebPagesAreKeptOut(t *testing.T) {
 		{"Sec-Fetch-Site", "same-site", 403},
 		{"Sec-Fetch-Site", "cross-site", 403},
 	} {
-		for _, path := range []string{"/boxes", path(b, "/x")} {
+		for _, path := range []string{"/boxes", path(b, "/download")} {
 			a := f.do("GET", path, "", c.header, c.value)
 			if a.StatusCode != c.status {
 				t.Errorf("%s: %s %s: %d, want %d: %s", path, c.header, c.value, a.StatusCode, c.status, a.body)
@@ -467,13 +472,13 @@ func TestClosingKeepsSandboxes(t *testing.T) {
 	next := serve(t, h, func(o *server.Options) { o.StateDir = f.dir })
 	next.do("GET", "/boxes/half", "").want(t, 200, `"status":"failed"`, "the server is stopping")
 	next.do("GET", "/boxes/kept", "").want(t, 200, `"status":"ready"`)
-	next.do("GET", path(b, "/hello"), "").want(t, 200, "GET /hello")
+	next.do("GET", path(b, "/download?path=x"), "").want(t, 200, "GET /download")
 	h.kill(h.created[0].Dir)
 
 	third := serve(t, h, func(o *server.Options) { o.StateDir = f.dir })
 	third.do("GET", "/boxes", "").want(t, 200, `"name":"kept"`, `"status_message":"the sandbox's daemon is gone"`)
 	// The second one learns it from the record, as it would from the daemon.
-	next.do("GET", path(b, "/hello"), "").want(t, 400, `"error":"NotReady"`, "daemon is gone")
+	next.do("GET", path(b, "/download?path=x"), "").want(t, 400, `"error":"NotReady"`, "daemon is gone")
 	for _, name := range []string{"kept", "half"} {
 		third.do("DELETE", "/boxes/"+name, "").want(t, 204)
 	}
@@ -487,7 +492,7 @@ func TestRemovalFails(t *testing.T) {
 	other := serve(t, h, func(o *server.Options) { o.StateDir = f.dir })
 	b := f.box("x")
 	h.jam(errors.New("device busy"))
-	other.do("GET", path(b, "/x"), "").want(t, 502, `"error":"ConnectionError"`)
+	other.do("GET", path(b, "/download"), "").want(t, 502, `"error":"ConnectionError"`)
 	for _, by := range []*fixture{f, other} { // one that holds it, and one that would have to adopt it
 		by.do("DELETE", "/boxes/x", "").want(t, 500, `"error":"InternalError"`, "could not be removed wholly: device busy", "error_id")
 		by.do("GET", "/boxes/x", "").want(t, 200, `"status":"failed"`, `"status_message":"it could not be removed: device busy"`)
@@ -502,7 +507,7 @@ func TestOrphans(t *testing.T) {
 	h := &host{}
 	f := serve(t, h, nil)
 	for name, record := range map[string]string{
-		"making":   `{"box":{"id":"making","name":"making","status":"provisioning"},"runtime":"memory","owner":"dead"}`,
+		"making":   `{"box":{"id":"making","name":"making","status":"provisioning"},"runtime":"memory","unmade":true,"owner":"dead"}`,
 		"deleting": `{"box":{"id":"deleting","name":"deleting","status":"deleting"},"runtime":"memory","owner":"dead"}`,
 		"foreign":  `{"box":{"id":"foreign","name":"foreign","status":"ready"},"runtime":"other"}`,
 		"torn":     `{"box":{"id":"torn","na`,
@@ -525,7 +530,7 @@ func TestOrphans(t *testing.T) {
 		f.do("POST", "/boxes", fmt.Sprintf(`{"name":%q}`, name)).want(t, 409)
 		f.do("DELETE", "/boxes/"+name, "").want(t, 204)
 	}
-	f.do("GET", "!/sb/foreign/x", "").want(t, 400, `"error":"NotReady"`, "made by the other runtime")
+	f.do("GET", "!/sb/foreign/download", "").want(t, 400, `"error":"NotReady"`, "made by the other runtime")
 	f.do("DELETE", "/boxes/foreign", "").want(t, 409, `"error":"Conflict"`, "other runtime")
-	f.do("GET", "!/sb/torn/x", "").want(t, 500, "error_id")
+	f.do("GET", "!/sb/torn/download", "").want(t, 500, "error_id")
 }

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"net/url"
+	"slices"
 	"strings"
 
 	"github.com/sbx-star/sbx-star/runtime"
@@ -28,6 +29,10 @@ var (
 	upgradeHeaders = []string{"Connection", "Upgrade", "Sec-Websocket-Accept", "Sec-Websocket-Extensions", "Sec-Websocket-Key", "Sec-Websocket-Protocol", "Sec-Websocket-Version"}
 )
 
+// daemonPaths are what clients may ask a daemon for. It has more, for the server
+// alone.
+var daemonPaths = []string{"execute", "execute/ws", "upload", "download", "tunnel", "glob", "grep"}
+
 func pick(from http.Header, names []string) http.Header {
 	picked := http.Header{}
 	for _, name := range names {
@@ -42,54 +47,55 @@ func pick(from http.Header, names []string) http.Header {
 // is escaped, starts with.
 func (s *Server) dataPlane(w *recorder, r *http.Request, path string) error {
 	id, path, _ := strings.Cut(path, "/")
-	b, err := s.store.boxes.get(id)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if _, err := s.store.boxes.get(id); errors.Is(err, fs.ErrNotExist) {
+		return noSandbox(id)
+	}
+	if !slices.Contains(daemonPaths, path) {
+		return fail(http.StatusNotFound, kindNotFound, "there is nothing at /%s of a sandbox: it has %s", path, strings.Join(daemonPaths, ", "))
+	}
+	target := &url.URL{Scheme: "http", Host: "sandbox", Path: "/" + path, RawQuery: r.URL.RawQuery}
+	return s.with(r, id, func(r *http.Request, h *handle) error {
+		if r.Method == http.MethodGet && strings.EqualFold(r.Header.Get("Upgrade"), "websocket") {
+			return s.relay(w, r, target, h, id)
+		}
+		return s.forward(w, r, target, h, id, nil)
+	})
+}
+
+// with calls serve for a request that is for a sandbox, which it wakes. What is
+// under way ends with the sandbox.
+func (s *Server) with(r *http.Request, id string, serve func(*http.Request, *handle) error) error {
+	defer s.use(id)()
+	b, h, err := s.awake(r.Context(), id)
+	if unreachable, ok := errors.AsType[*unreachable](err); ok {
+		return s.broken(r, id, nil, unreachable)
+	}
+	if err != nil {
 		return err
 	}
-	if err != nil {
-		return noSandbox(id)
-	}
-	switch status, message := s.status(b); status {
-	case wire.StatusReady:
-	case wire.StatusProvisioning:
-		return fail(http.StatusServiceUnavailable, wire.ErrServiceUnavailable, "the sandbox %q is being made: ask again", b.Box.Name)
-	case wire.StatusFailed:
-		return notReady(b, message)
-	default:
-		return noSandbox(id)
-	}
-	if b.Runtime != s.options.Runtime.Info().Name {
-		return notReady(b, "it was made by the "+b.Runtime+" runtime, which this server does not have")
-	}
-	h, err := s.reach(r.Context(), b)
-	if errors.Is(err, runtime.ErrGone) {
-		return notReady(b, err.Error())
-	}
-	if err != nil {
-		return s.broken(r, b.Box.ID, h, &unreachable{err})
-	}
-
-	// What is under way ends with the sandbox.
+	s.touch(b)
 	ctx, cancel := context.WithCancelCause(r.Context())
 	defer cancel(nil)
 	defer context.AfterFunc(h.ctx, func() { cancel(context.Cause(h.ctx)) })()
-	r = r.WithContext(ctx)
-	unescaped, err := url.PathUnescape(path)
-	if err != nil {
-		return notFound(r)
-	}
-	target := &url.URL{Scheme: "http", Host: "sandbox", Path: "/" + unescaped, RawPath: "/" + path, RawQuery: r.URL.RawQuery}
-	if r.Method == http.MethodGet && strings.EqualFold(r.Header.Get("Upgrade"), "websocket") {
-		return s.relay(w, r, target, h, b.Box.ID)
-	}
+	return serve(r.WithContext(ctx), h)
+}
 
+// forward passes a request on to the daemon, and its answer back with what
+// finish, which may be nil, makes of its headers.
+func (s *Server) forward(w *recorder, r *http.Request, target *url.URL, h *handle, id string, finish func(*http.Response)) (err error) {
 	proxy := &httputil.ReverseProxy{
 		Rewrite: func(p *httputil.ProxyRequest) {
 			p.Out.URL, p.Out.Host, p.Out.Header = target, target.Host, pick(p.Out.Header, requestHeaders)
 		},
-		Transport:     stranger{h.transport, ctx},
+		ModifyResponse: func(res *http.Response) error {
+			if finish != nil {
+				finish(res)
+			}
+			return nil
+		},
+		Transport:     stranger{h.transport, r.Context()},
 		FlushInterval: -1,
-		ErrorHandler:  func(_ http.ResponseWriter, _ *http.Request, failed error) { err = s.broken(r, b.Box.ID, h, failed) },
+		ErrorHandler:  func(_ http.ResponseWriter, _ *http.Request, failed error) { err = s.broken(r, id, h, failed) },
 		ErrorLog:      slog.NewLogLogger(s.options.Log.Handler(), slog.LevelInfo),
 	}
 	proxy.ServeHTTP(w, r)
@@ -117,6 +123,8 @@ func (s *Server) broken(r *http.Request, id string, h *handle, err error) error 
 	switch {
 	case errors.Is(cause, errDeleted):
 		return noSandbox(id)
+	case errors.Is(cause, errStopped): // to be asked again it would have to wake
+		f = fail(http.StatusBadRequest, wire.ErrNotReady, "%v", errStopped)
 	case s.ctx.Err() != nil:
 		return fail(http.StatusServiceUnavailable, wire.ErrServiceUnavailable, "%v", errClosing)
 	case r.Method == http.MethodPost && strings.HasSuffix(r.URL.Path, "/execute") && !notSent:

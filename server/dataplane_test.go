@@ -25,8 +25,8 @@ func TestProxy(t *testing.T) {
 	b := f.box("one")
 	f.do("POST", path(b, "/upload?path=%2Fa%20b&x=1;2"), "body", "Content-Type", "text/plain", "Cookie", "a=b", "Authorization", "Bearer sesame", "X-Service-Key", "k", "Range", "bytes=0-1").
 		want(t, 200, "POST /upload?path=%2Fa%20b", "Content-Type: text/plain", "Range: bytes=0-1", "\nbody")
-	a := f.do("GET", path(b, "/a%2Fb/../c"), "", "X-Service-Key", "k", "Cookie", "a=b")
-	a.want(t, 200, "GET /a%2Fb/../c")
+	a := f.do("GET", path(b, "/download?path=%2Fa/../c"), "", "X-Service-Key", "k", "Cookie", "a=b")
+	a.want(t, 200, "GET /download?path=%2Fa/../c")
 	for _, secret := range []string{"sesame", "X-Service-Key", "Cookie"} {
 		if strings.Contains(a.body, secret) {
 			t.Errorf("the daemon was told %s: %s", secret, a.body)
@@ -294,4 +294,20 @@ func TestServe(t *testing.T) {
 		t.Error("the sandbox went with its server")
 	}
 	h.kill(h.created[0].Dir)
+}
+
+func TestTooManySockets(t *testing.T) {
+	f := serve(t, &host{}, func(o *server.Options) { o.MaxSockets = 2 })
+	b := f.box("one")
+	first, second := f.socket(b, "/execute/ws"), f.socket(b, "/tunnel")
+	upgrade := []string{"Connection", "Upgrade", "Upgrade", "websocket", "Sec-Websocket-Version", "13", "Sec-Websocket-Key", "AAAAAAAAAAAAAAAAAAAAAA=="}
+	a := f.do("GET", path(b, "/execute/ws"), "", upgrade...)
+	a.want(t, 429, `"error":"QuotaExceeded"`)
+	if a.Header.Get("Retry-After") != "5" {
+		t.Errorf("headers %v", a.Header)
+	}
+	exchange(t, second, "still there")
+	first.Close()
+	eventually(t, "room for one more", func() bool { return !f.server.Full() })
+	exchange(t, f.socket(b, "/execute/ws"), "hello")
 }

@@ -6,7 +6,6 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"net/url"
 	"strings"
 )
 
@@ -16,22 +15,38 @@ import (
 // made to point at this machine by the Host header.
 
 func (s *Server) guard(r *http.Request) error {
-	host := hostname(r.Host)
-	local := localAddr(r)
-	if !s.serves(host, local) {
-		return fail(http.StatusForbidden, kindForbidden, "this server does not answer to the host %q: use its address, or give the server this name in its public URL", r.Host)
-	}
-	if !sameOrigin(r) {
-		return fail(http.StatusForbidden, kindForbidden, "requests from web pages of other origins are refused")
+	if err := s.guardPages(r); err != nil {
+		return err
 	}
 	if s.options.APIKey == "" {
-		if !local.IsLoopback() {
+		if !localAddr(r).IsLoopback() {
 			return fail(http.StatusUnauthorized, kindUnauthorized, "this server has no API key and answers local clients only")
 		}
 		return nil
 	}
 	if !s.hasKey(r.Header) {
 		return fail(http.StatusUnauthorized, kindUnauthorized, "the API key is missing or wrong: send it as X-Api-Key")
+	}
+	return nil
+}
+
+// guardPages keeps out web pages of other origins, whatever credential they
+// have.
+func (s *Server) guardPages(r *http.Request) error {
+	if err := s.guardHost(r); err != nil {
+		return err
+	}
+	if !sameOrigin(r) {
+		return fail(http.StatusForbidden, kindForbidden, "requests from web pages of other origins are refused")
+	}
+	return nil
+}
+
+func (s *Server) guardHost(r *http.Request) error {
+	host := hostname(r.Host)
+	local := localAddr(r)
+	if !s.serves(host, local) {
+		return fail(http.StatusForbidden, kindForbidden, "this server does not answer to the host %q: use its address, or give the server this name in its public URL", r.Host)
 	}
 	return nil
 }
@@ -43,7 +58,7 @@ func (s *Server) serves(host string, local netip.Addr) bool {
 	if s.publicURL != nil && strings.EqualFold(host, s.publicURL.Hostname()) {
 		return true
 	}
-	if strings.EqualFold(host, "localhost") || strings.HasSuffix(strings.ToLower(host), ".localhost") {
+	if isLocal(host) {
 		return true
 	}
 	if addr, err := netip.ParseAddr(host); err == nil {
@@ -64,11 +79,8 @@ func localAddr(r *http.Request) netip.Addr {
 }
 
 func sameOrigin(r *http.Request) bool {
-	for _, origin := range r.Header.Values("Origin") {
-		u, err := url.Parse(origin)
-		if err != nil || !strings.EqualFold(u.Host, r.Host) {
-			return false
-		}
+	if crossOrigin(r) {
+		return false
 	}
 	switch r.Header.Get("Sec-Fetch-Site") {
 	case "", "none", "same-origin":

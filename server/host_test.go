@@ -34,10 +34,15 @@ type host struct {
 	name     string
 	daemon   http.Handler  // nil: echo
 	gate     chan struct{} // if not nil, Create waits for a value or its context
-	failure  error         // of Create
+	failure  error         // of Create and Start
+
+	stopping func() // when Stop is called; may be nil
+	ending   func() // when a daemon is to end; may be nil
+
+	capture func(ctx context.Context, dst string) error // before a snapshot is written; may be nil
 
 	mu      sync.Mutex
-	stuck   error // of Adopt and Remove
+	stuck   error // of Adopt, Stop and Remove
 	created []runtime.Spec
 	daemons map[string]*httptest.Server // by Spec.Dir
 }
@@ -55,17 +60,30 @@ func (h *host) Create(ctx context.Context, spec runtime.Spec) (runtime.Instance,
 	if err := os.WriteFile(placed, nil, 0o600); err != nil {
 		return nil, err
 	}
-	err := h.failure
-	if h.gate != nil && err == nil {
-		select {
-		case <-h.gate:
-		case <-ctx.Done():
-			err = ctx.Err()
-		}
-	}
-	if err != nil {
+	if err := h.pass(ctx); err != nil {
 		return nil, errors.Join(err, os.Remove(placed))
 	}
+	h.mu.Lock()
+	h.created = append(h.created, spec)
+	h.mu.Unlock()
+	h.launch(spec.Dir)
+	return &guest{h, spec.Dir}, nil
+}
+
+// pass waits at the gate.
+func (h *host) pass(ctx context.Context) error {
+	if h.failure != nil || h.gate == nil {
+		return h.failure
+	}
+	select {
+	case <-h.gate:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (h *host) launch(dir string) {
 	handler := h.daemon
 	if handler == nil {
 		handler = http.HandlerFunc(echo)
@@ -75,9 +93,7 @@ func (h *host) Create(ctx context.Context, spec runtime.Spec) (runtime.Instance,
 	if h.daemons == nil {
 		h.daemons = map[string]*httptest.Server{}
 	}
-	h.created = append(h.created, spec)
-	h.daemons[spec.Dir] = httptest.NewServer(handler)
-	return &guest{h, spec.Dir}, nil
+	h.daemons[dir] = httptest.NewServer(handler)
 }
 
 func (h *host) Adopt(_ context.Context, spec runtime.Spec) (runtime.Instance, error) {
@@ -132,14 +148,55 @@ func (g *guest) Dial(ctx context.Context) (net.Conn, error) {
 }
 
 func (g *guest) Remove(context.Context) error {
+	if err := g.end(); err != nil {
+		return err
+	}
+	return os.RemoveAll(g.dir)
+}
+
+func (g *guest) Stop(context.Context) error {
+	if g.host.stopping != nil {
+		g.host.stopping()
+	}
+	return g.end()
+}
+
+func (g *guest) end() error {
 	g.host.mu.Lock()
 	stuck := g.host.stuck
 	g.host.mu.Unlock()
-	if stuck != nil {
-		return stuck
+	if stuck == nil && g.host.ending != nil {
+		g.host.ending()
 	}
-	g.host.kill(g.dir)
-	return os.RemoveAll(g.dir)
+	if stuck == nil {
+		g.host.kill(g.dir)
+	}
+	return stuck
+}
+
+func (g *guest) Start(ctx context.Context) error {
+	if _, err := os.Stat(filepath.Join(g.dir, "placed")); err != nil {
+		return err
+	}
+	if err := g.host.pass(ctx); err != nil {
+		return err
+	}
+	g.host.launch(g.dir)
+	return nil
+}
+
+// Snapshot writes one file with the name of the sandbox's folder in it.
+func (g *guest) Snapshot(ctx context.Context, dst string) error {
+	if err := os.Mkdir(dst, 0o700); err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(dst, "of"), []byte(g.dir), 0o600); err != nil {
+		return err
+	}
+	if g.host.capture != nil {
+		return g.host.capture(ctx, dst)
+	}
+	return nil
 }
 
 // echo is a daemon that answers with what it was sent, and echoes WebSocket
@@ -298,6 +355,15 @@ func (f *fixture) box(name string) wire.Box {
 	var b wire.Box
 	a := f.do("POST", "/boxes", fmt.Sprintf(`{"name":%q,"wait_for_ready":true}`, name))
 	a.want(f.t, 201)
+	a.decode(f.t, &b)
+	return b
+}
+
+// boxes returns a sandbox that was made before.
+func (f *fixture) boxes(name string) (b wire.Box) {
+	f.t.Helper()
+	a := f.do("GET", "/boxes/"+name, "")
+	a.want(f.t, 200)
 	a.decode(f.t, &b)
 	return b
 }

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/sbx-star/sbx-star/runtime"
@@ -17,8 +18,8 @@ import (
 // This file defines how sandboxes come and go: the way between the books and
 // the runtime.
 //
-// Whoever makes or deletes a sandbox is named in its record as the owner until
-// that is done. A sandbox that is deleted while it is being made is marked so,
+// Whoever works on a sandbox is named in its record as the owner until that is
+// done. A sandbox that is deleted while it is being made is marked so,
 // and cleared away by the one who makes it.
 
 const (
@@ -43,6 +44,7 @@ type handle struct {
 	instance  runtime.Instance // after done; may be set beside runtime.ErrGone
 	err       error            // after done
 	transport *http.Transport
+	tunnels   map[*tunnel]bool // to its daemon; guarded by Server.mu
 }
 
 // hold returns the handle of a sandbox. If there is none yet, it is made, and
@@ -53,7 +55,22 @@ func (s *Server) hold(id string, place func(*handle) (runtime.Instance, error)) 
 	if h := s.handles[id]; h != nil {
 		return h
 	}
-	h := &handle{done: make(chan struct{})}
+	return s.newHandle(id, place)
+}
+
+// holdAnew is hold for a sandbox that comes back: what hung on its earlier life
+// ends.
+func (s *Server) holdAnew(id string, place func(*handle) (runtime.Instance, error)) *handle {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if h := s.handles[id]; h != nil {
+		h.end(errStopped)
+	}
+	return s.newHandle(id, place)
+}
+
+func (s *Server) newHandle(id string, place func(*handle) (runtime.Instance, error)) *handle {
+	h := &handle{done: make(chan struct{}), tunnels: map[*tunnel]bool{}}
 	h.ctx, h.end = context.WithCancelCause(s.ctx)
 	h.placing, h.giveUp = context.WithCancelCause(h.ctx)
 	h.transport = &http.Transport{
@@ -109,10 +126,10 @@ func (h *handle) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 // record goes too or stays as failed.
 func (s *Server) place(b *box, rollback bool) *handle {
 	return s.hold(b.Box.ID, func(h *handle) (runtime.Instance, error) {
-		instance, err := s.options.Runtime.Create(h.placing, s.spec(b))
-		if err != nil {
-			err = placingFailed(err, b.Image)
+		if b.Layer != "" {
+			defer s.collectSnapshots() // the one it starts with may have been deleted
 		}
+		instance, err := s.create(h.placing, b)
 		if h.placing.Err() != nil {
 			err = context.Cause(h.placing)
 		}
@@ -127,6 +144,17 @@ func (s *Server) place(b *box, rollback bool) *handle {
 	})
 }
 
+func (s *Server) create(ctx context.Context, b *box) (runtime.Instance, error) {
+	instance, err := s.options.Runtime.Create(ctx, s.spec(b))
+	if err != nil {
+		return nil, placingFailed(err, b.Image)
+	}
+	if b.configured() {
+		err = s.configure(ctx, instance, b)
+	}
+	return instance, err
+}
+
 func (s *Server) markReady(id string) error {
 	return s.store.update(context.Background(), func() error {
 		b, err := s.store.boxes.get(id)
@@ -137,6 +165,7 @@ func (s *Server) markReady(id string) error {
 			return err
 		}
 		b.Box.Status, b.Box.UpdatedAt, b.Owner = wire.StatusReady, s.now(), ""
+		b.Box.StoppedAt, b.Unmade, b.Used = "", false, s.options.Now()
 		return s.store.boxes.put(id, b)
 	})
 }
@@ -176,11 +205,12 @@ func (s *Server) removeInstance(id string, instance runtime.Instance) error {
 	return nil
 }
 
-// markFailed writes into a sandbox's record, if there is one, why it is of no use.
-func (s *Server) markFailed(id string, why error) {
+// markFailed writes into a sandbox's record, if there is one and its status is
+// one of those given, or any if none are, why it is of no use.
+func (s *Server) markFailed(id string, why error, only ...string) {
 	err := s.store.update(context.Background(), func() error {
 		b, err := s.store.boxes.get(id)
-		if err != nil {
+		if err != nil || only != nil && !slices.Contains(only, b.Box.Status) {
 			return err
 		}
 		b.Box.Status, b.Box.StatusMessage = wire.StatusFailed, why.Error()
@@ -251,10 +281,7 @@ func (s *Server) reach(ctx context.Context, b *box) (*handle, error) {
 		defer cancel()
 		instance, err := s.options.Runtime.Adopt(ctx, s.spec(b))
 		if errors.Is(err, runtime.ErrGone) {
-			// A sandbox that is being deleted is gone as well.
-			if now, readErr := s.store.boxes.get(id); readErr == nil && now.Box.Status == wire.StatusReady {
-				s.markFailed(id, err)
-			}
+			s.markFailed(id, err, wire.StatusReady) // one that was stopped or deleted is gone as well
 		}
 		return instance, err
 	})
@@ -269,18 +296,23 @@ func (s *Server) reach(ctx context.Context, b *box) (*handle, error) {
 // delete removes a sandbox, named by name or id, and its record. It goes on
 // when the caller has gone.
 func (s *Server) delete(ctx context.Context, name string) error {
+	return s.deleteFound(ctx, func() (*box, error) { return s.findBox(name) })
+}
+
+// deleteFound removes the sandbox that find, called inside update, returns.
+func (s *Server) deleteFound(ctx context.Context, find func() (*box, error)) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeTimeout)
 	defer cancel()
 	var b *box
 	var inTheMaking bool
 	err := s.store.update(ctx, func() (err error) {
-		if b, err = s.findBox(name); err != nil {
+		if b, err = find(); err != nil {
 			return err
 		}
-		if b.Runtime != s.options.Runtime.Info().Name {
-			return fail(http.StatusConflict, kindConflict, "the sandbox %q was made by the %s runtime: delete it with a server that has this runtime", b.Box.Name, b.Runtime)
+		if err := s.own(b); err != nil {
+			return err
 		}
-		inTheMaking = b.Owner != "" && !s.orphan(b)
+		inTheMaking = s.busy(b)
 		if !inTheMaking {
 			b.Owner = s.store.owner
 		}

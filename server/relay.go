@@ -8,12 +8,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"net"
 	"net/http"
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/sbx-star/sbx-star/wire"
@@ -26,10 +28,19 @@ const (
 	upgradeTimeout = 30 * time.Second
 	writeTimeout   = time.Minute     // for a client that does not read; the daemon gives up earlier
 	closeTimeout   = 5 * time.Second // for a client to answer the end
+	maxSockets     = 1024
+	socketPause    = "5" // seconds before asking again (protocol.md §16.2)
 )
 
 // relay asks the daemon to upgrade, and serves the client until one side ends.
 func (s *Server) relay(w *recorder, r *http.Request, target *url.URL, h *handle, id string) error {
+	if s.sockets.Add(1) > int64(s.options.MaxSockets) {
+		s.sockets.Add(-1)
+		f := fail(http.StatusTooManyRequests, kindQuota, "there are too many WebSockets to this server: ask again soon")
+		f.retryAfter = socketPause
+		return f
+	}
+	defer s.sockets.Add(-1)
 	ctx, cancel := context.WithTimeout(r.Context(), upgradeTimeout)
 	defer cancel()
 	header := pick(r.Header, slices.Concat(requestHeaders, upgradeHeaders))
@@ -60,33 +71,73 @@ func (s *Server) relay(w *recorder, r *http.Request, target *url.URL, h *handle,
 	if _, err := conn.Write(head.Bytes()); err != nil {
 		return nil // the client has gone
 	}
-	t := &tunnel{ctx: h.ctx, client: conn, fromClient: buffered.Reader, daemon: daemon}
-	if strings.HasSuffix(r.URL.Path, "/execute/ws") {
-		t.lastMessage = &wire.ExecError{Error: errDeleted.Error(), ErrorType: wire.ErrCommand}
-	}
+	t := &tunnel{ctx: h.ctx, client: conn, fromClient: buffered.Reader, daemon: daemon, left: make(chan struct{})}
+	t.exec = strings.HasSuffix(r.URL.Path, "/execute/ws")
+	t.gone = func() error { return s.gone(id) }
+	s.mu.Lock()
+	h.tunnels[t] = true
+	s.mu.Unlock()
 	t.run()
+	s.mu.Lock()
+	delete(h.tunnels, t)
+	s.mu.Unlock()
 	return nil
+}
+
+// gone says why a sandbox has no daemon: because some server has stopped or
+// deleted it, or nil.
+func (s *Server) gone(id string) error {
+	b, err := s.store.boxes.get(id)
+	switch {
+	case errors.Is(err, fs.ErrNotExist), err == nil && b.Box.Status == wire.StatusDeleting:
+		return errDeleted
+	case err == nil && b.Box.Status == wire.StatusStopped:
+		return errStopped
+	}
+	return nil
+}
+
+// takeLeave waits, once its handle has ended, until the clients of a sandbox
+// have been told so. One that does not read is not waited for.
+func (s *Server) takeLeave(h *handle) {
+	s.mu.Lock()
+	tunnels := slices.Collect(maps.Keys(h.tunnels))
+	s.mu.Unlock()
+	late := time.After(closeTimeout)
+	for _, t := range tunnels {
+		select {
+		case <-t.left:
+		case <-late:
+			return
+		}
+	}
 }
 
 // tunnel joins an upgraded client with its daemon.
 type tunnel struct {
-	ctx         context.Context // ends when the sandbox or the server goes
-	client      net.Conn
-	fromClient  *bufio.Reader
-	daemon      io.ReadWriteCloser
-	lastMessage wire.Message // to the client when the sandbox is deleted; may be nil
+	ctx        context.Context // ends when the sandbox or the server goes
+	client     net.Conn
+	fromClient *bufio.Reader
+	daemon     io.ReadWriteCloser
+	exec       bool          // a command's, and not a TCP tunnel's
+	gone       func() error  // why another server may have ended the daemon
+	left       chan struct{} // closed when nothing goes to the client any more
+
+	mu     sync.Mutex
+	frames frames // to the client
 }
 
 // run returns when both directions have ended.
 func (t *tunnel) run() {
 	ended := make(chan struct{})
-	stop := context.AfterFunc(t.ctx, func() { t.daemon.Close() })
+	stop := context.AfterFunc(t.ctx, t.end)
 	defer stop()
 	go func() {
 		defer close(ended)
 		t.copyToDaemon()
 	}()
 	t.copyToClient()
+	close(t.left)
 	// The client's last words are read: closing before would take ours from it.
 	if half, ok := t.client.(interface{ CloseWrite() error }); ok {
 		half.CloseWrite()
@@ -101,17 +152,43 @@ func (t *tunnel) copyToDaemon() {
 	io.Copy(io.Discard, t.fromClient)
 }
 
+// end has copyToClient end where a message ends: at once, or where the daemon
+// gets to. A daemon that takes long is cut off.
+func (t *tunnel) end() {
+	t.mu.Lock()
+	between := t.frames.between()
+	t.mu.Unlock()
+	if !between {
+		select {
+		case <-t.left:
+		case <-time.After(closeTimeout):
+		}
+	}
+	t.daemon.Close()
+}
+
 func (t *tunnel) copyToClient() {
-	var frames frames
 	buf := make([]byte, 32<<10)
 	for {
 		n, err := t.daemon.Read(buf)
-		if t.ctx.Err() != nil && frames.between() {
+		t.mu.Lock()
+		whole, closing := t.frames.follow(buf[:n])
+		between := t.frames.between()
+		t.mu.Unlock()
+		cause := context.Cause(t.ctx)
+		if cause == nil && (closing >= 0 || err != nil && between) {
+			// The daemon ends, and says at most that it does.
+			if cause = t.gone(); closing >= 0 {
+				whole = closing
+			} else {
+				whole = n
+			}
+		}
+		if cause != nil && whole >= 0 {
 			t.client.SetWriteDeadline(time.Now().Add(closeTimeout))
-			t.client.Write(t.farewell())
+			t.client.Write(append(buf[:whole], t.farewell(cause)...))
 			return
 		}
-		frames.follow(buf[:n])
 		t.client.SetWriteDeadline(time.Now().Add(writeTimeout))
 		if _, werr := t.client.Write(buf[:n]); werr != nil || err != nil {
 			return
@@ -119,16 +196,19 @@ func (t *tunnel) copyToClient() {
 	}
 }
 
-// farewell is what a client is told at the end (protocol.md §6.6, §6.7): that
-// it can come back, or that the sandbox is no more.
-func (t *tunnel) farewell() []byte {
-	if errors.Is(context.Cause(t.ctx), errClosing) {
+// farewell is what a client is told at the end (protocol.md §6.6, §6.7, §16.6):
+// that it can come back, or that the sandbox has been stopped or deleted. To
+// come back to a stopped one would wake it.
+func (t *tunnel) farewell(cause error) []byte {
+	switch {
+	case errors.Is(cause, errClosing):
 		return closeFrame(1001)
-	}
-	if t.lastMessage == nil {
+	case !errors.Is(cause, errDeleted) && !errors.Is(cause, errStopped):
+		return closeFrame(1011)
+	case !t.exec:
 		return closeFrame(1000)
 	}
-	text, err := wire.EncodeMessage(t.lastMessage)
+	text, err := wire.EncodeMessage(&wire.ExecError{Error: cause.Error(), ErrorType: wire.ErrCommand})
 	if err != nil || len(text) > 125 {
 		panic("a farewell that fits no short frame") // it is ours
 	}
@@ -150,13 +230,23 @@ type frames struct {
 // between reports whether a whole message can be put in here.
 func (f *frames) between() bool { return len(f.head) == 0 && f.payload == 0 && !f.fragment }
 
-func (f *frames) follow(p []byte) {
+// follow takes in what passes by. It returns how much of it belongs to the
+// message that was open before, and where a close frame begins; -1 is not here.
+func (f *frames) follow(p []byte) (ends, closing int) {
+	ends, closing = -1, -1
+	all, begin := len(p), -1
 	for len(p) > 0 {
+		if ends < 0 && f.between() {
+			ends = all - len(p)
+		}
 		if f.payload > 0 {
 			n := min(f.payload, uint64(len(p)))
 			f.payload -= n
 			p = p[n:]
 			continue
+		}
+		if len(f.head) == 0 {
+			begin = all - len(p)
 		}
 		f.head = append(f.head, p[0])
 		p = p[1:]
@@ -176,6 +266,13 @@ func (f *frames) follow(p []byte) {
 		if control := f.head[0]&0x8 != 0; !control {
 			f.fragment = f.head[0]&0x80 == 0
 		}
+		if f.head[0]&0xf == 0x8 && closing < 0 {
+			closing = begin
+		}
 		f.payload, f.head = size, f.head[:0]
 	}
+	if ends < 0 && f.between() {
+		ends = all
+	}
+	return ends, closing
 }

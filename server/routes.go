@@ -40,18 +40,41 @@ func (s *Server) routes() []endpoint {
 		{"GET", "/templates/{name}", s.getTemplate},
 		{"PATCH", "/templates/{name}", s.updateTemplate},
 		{"DELETE", "/templates/{name}", s.deleteTemplate},
+		{"GET", "/volumes", s.listVolumes},
+		{"POST", "/volumes", s.createVolume},
+		{"GET", "/volumes/{name}", s.getVolume},
+		{"PATCH", "/volumes/{name}", s.updateVolume},
+		{"DELETE", "/volumes/{name}", s.deleteVolume},
+		{"GET", "/pools", s.listPools},
+		{"POST", "/pools", s.createPool},
+		{"GET", "/pools/{name}", s.getPool},
+		{"PATCH", "/pools/{name}", s.updatePool},
+		{"DELETE", "/pools/{name}", s.deletePool},
+		{"GET", "/snapshots", s.listSnapshots},
+		{"POST", "/snapshots", s.createSnapshot},
+		{"GET", "/snapshots/{name}", s.getSnapshot},
+		{"DELETE", "/snapshots/{name}", s.deleteSnapshot},
+		{"GET", "/snapshots-by-name/{name}", s.snapshotTags},
+		{"POST", "/boxes/{name}/snapshot", s.captureSnapshot},
+		{"GET", "/registries", s.listRegistries},
+		{"POST", "/registries", s.createRegistry},
+		{"GET", "/registries/{name}", s.getRegistry},
+		{"PATCH", "/registries/{name}", s.updateRegistry},
+		{"DELETE", "/registries/{name}", s.deleteRegistry},
 		{"GET", "/boxes", s.listBoxes},
 		{"POST", "/boxes", s.createBox},
 		{"GET", "/boxes/{name}", s.getBox},
 		{"PATCH", "/boxes/{name}", s.updateBox},
 		{"DELETE", "/boxes/{name}", s.deleteBox},
 		{"GET", "/boxes/{name}/status", s.boxStatus},
+		{"POST", "/boxes/{name}/start", s.startBox},
+		{"POST", "/boxes/{name}/service-url", s.serviceURL},
+		{"POST", "/boxes/{name}/download-url", s.downloadURL},
+		{"POST", "/leases/{name}/renew", s.renewLease},
+		{"POST", "/boxes/{name}/stop", s.stopBox},
 	}
 	for _, path := range []string{
-		"/volumes", "/volumes/{name}", "/pools", "/pools/{name}",
-		"/snapshots", "/snapshots/{name}", "/registries", "/registries/{name}",
-		"/boxes/{name}/start", "/boxes/{name}/stop", "/boxes/{name}/snapshot",
-		"/boxes/{name}/service-url", "/boxes/{name}/service-urls", "/boxes/{name}/download-url",
+		"/boxes/{name}/service-urls",
 	} {
 		routes = append(routes, endpoint{"", path, notImplemented})
 	}
@@ -64,10 +87,22 @@ func notImplemented(call) (int, any, error) {
 
 // route answers a request, or returns the error to answer it with.
 func (s *Server) route(w *recorder, r *http.Request) error {
+	if to, ok := s.serviceOf(r); ok {
+		return s.serveService(w, r, to)
+	}
+	path := r.URL.EscapedPath()
+	if strings.HasPrefix(path, downloadPath) {
+		return s.serveDownload(w, r)
+	}
+	if path == healthPath {
+		return s.serveHealth(w, r)
+	}
 	if err := s.guard(r); err != nil {
 		return err
 	}
-	path := r.URL.EscapedPath()
+	if path == metricsPath {
+		return s.serveMetrics(w)
+	}
 	if rest, ok := strings.CutPrefix(path, sandboxPath); ok {
 		return s.dataPlane(w, r, rest)
 	}
@@ -140,10 +175,10 @@ func (s *Server) info(call) (int, any, error) {
 	return http.StatusOK, wire.Info{
 		Server:      "sbx-star",
 		Version:     s.options.Version,
-		Generations: []string{wire.Seed, wire.Classic, wire.Head},
+		Generations: s.options.Generations,
 		Runtime:     rt.Name,
 		Isolation:   rt.Isolation,
-		Extensions:  []string{},
+		Extensions:  []string{"exec.v1", "leases"},
 		Limits:      map[string]any{"json_bytes": maxJSON, "wait_seconds": maxWait},
 		Enforces:    rt.Enforces,
 	}, nil

@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -27,16 +28,22 @@ import (
 
 // Options say what a server serves. Runtime and StateDir are required.
 type Options struct {
-	Runtime    runtime.Runtime
-	StateDir   string           // folder of all that the server keeps; made if missing
-	APIKey     string           // what clients must send; "" asks for none and is for private sockets and loopback
-	PublicURL  string           // base of every dataplane_url; "" takes scheme and host of the request that asks
-	BestEffort bool             // accept limits that the runtime cannot enforce
-	Version    string           // as GET /info tells it
-	Now        func() time.Time // nil: time.Now
-	NewID      func() string    // of templates and sandboxes; unique, and valid names. nil: random UUIDs
-	RequestID  func() string    // of requests, and the error_id of their errors. nil: random UUIDs
-	Log        *slog.Logger     // nil: nothing is logged. Keys, bodies and queries never are
+	Runtime       runtime.Runtime
+	StateDir      string           // folder of all that the server keeps; made if missing
+	APIKey        string           // what clients must send; "" asks for none and is for private sockets and loopback
+	ServiceDomain string           // hosts below it are services of sandboxes; "" is localhost, for browsers on this machine
+	PublicURL     string           // base of every dataplane_url; "" takes scheme and host of the request that asks
+	BestEffort    bool             // accept limits that the runtime cannot enforce
+	Quota         Quota            // how much is kept at a time
+	StopIdle      time.Duration    // idle_ttl_seconds of sandboxes that could be stopped for it and say nothing; 0: none
+	DeleteStopped time.Duration    // their delete_after_stop_seconds; 0: none
+	MaxSockets    int              // WebSockets to sandboxes at a time; 0: 1024
+	Generations   []string         // of the API that are served, such as wire.Head; nil: all
+	Version       string           // as GET /info tells it
+	Now           func() time.Time // nil: time.Now
+	NewID         func() string    // of all that is kept; unique, and valid names. nil: random UUIDs
+	RequestID     func() string    // of requests, and the error_id of their errors. nil: random UUIDs
+	Log           *slog.Logger     // nil: nothing is logged. Keys, bodies and queries never are
 }
 
 // Server answers requests. It is safe for concurrent use.
@@ -46,14 +53,20 @@ type Server struct {
 	key       [sha256.Size]byte // of APIKey
 	store     *store
 	endpoints []endpoint
+	began     time.Time
+	tend      chan struct{} // holds a token while the pools should be looked after
 
 	ctx    context.Context // ends with errClosing when the server closes
 	cancel context.CancelCauseFunc
 	work   sync.WaitGroup // requests and goroutines
 
+	sockets atomic.Int64 // WebSockets to sandboxes
+	metrics metrics
+
 	mu      sync.Mutex
 	closed  bool
 	handles map[string]*handle // by sandbox id: those being placed, and those reached before
+	uses    map[string]int     // by sandbox id: requests that are under way
 }
 
 var errClosing = errors.New("the server is stopping")
@@ -65,7 +78,7 @@ func New(options Options) (*Server, error) {
 	if options.Runtime == nil || options.StateDir == "" {
 		return nil, errors.New("a server needs a runtime and a state folder")
 	}
-	s := &Server{options: options, key: sha256.Sum256([]byte(options.APIKey)), handles: map[string]*handle{}}
+	s := &Server{options: options, key: sha256.Sum256([]byte(options.APIKey)), handles: map[string]*handle{}, uses: map[string]int{}, tend: make(chan struct{}, 1)}
 	if options.PublicURL != "" {
 		u, err := url.Parse(strings.TrimRight(options.PublicURL, "/"))
 		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
@@ -85,6 +98,9 @@ func New(options Options) (*Server, error) {
 	if options.Log == nil {
 		s.options.Log = slog.New(slog.DiscardHandler)
 	}
+	if options.MaxSockets <= 0 {
+		s.options.MaxSockets = maxSockets
+	}
 	if options.Version == "" {
 		s.options.Version = "(devel)"
 	}
@@ -96,7 +112,15 @@ func New(options Options) (*Server, error) {
 		return nil, fmt.Errorf("open the state folder: %w", err)
 	}
 	s.endpoints = s.routes()
+	if err := s.setGenerations(options.Generations); err != nil {
+		s.store.close()
+		return nil, err
+	}
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
+	s.metrics = metrics{requests: map[requestKind]uint64{}, took: map[string]duration{}}
+	s.began = s.options.Now()
+	s.work.Go(s.keepUp)
+	s.work.Go(s.janitor)
 	return s, nil
 }
 
@@ -166,7 +190,7 @@ func (s *Server) begin() bool {
 	return true
 }
 
-// now is the time as the wire has it (protocol.md §1.6).
-func (s *Server) now() string {
-	return s.options.Now().UTC().Format("2006-01-02T15:04:05.000000Z")
-}
+// timeForm is how the wire has times, which are in UTC (protocol.md §1.6).
+const timeForm = "2006-01-02T15:04:05.000000Z"
+
+func (s *Server) now() string { return s.options.Now().UTC().Format(timeForm) }

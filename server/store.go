@@ -1,14 +1,17 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -22,28 +25,49 @@ import (
 // record. Whoever writes holds a lock among all processes.
 //
 //	templates/<id>.json
+//	volumes/<id>/volume.json
+//	volumes/<id>/data/       what sandboxes see of the volume
+//	pools/<id>.json
+//	snapshots/<id>/snapshot.json
+//	snapshots/<id>/layer/    the files that sandboxes start with, if there are any
+//	registries/<id>.json     credentials and all
 //	boxes/<id>/box.json
-//	boxes/<id>/fs/       what the runtime keeps of the sandbox
-//	servers/<id>         locked as long as that server lives
+//	boxes/<id>/fs/           what the runtime keeps of the sandbox
+//	servers/<id>             locked as long as that server lives
+//	<kind>/<id>.deleted/     on its way out
 
 type store struct {
-	dir       string
-	log       *slog.Logger
-	templates table[wire.Template]
-	boxes     table[box]
-	turn      chan struct{} // holds a token while somebody in this process writes
-	lockFile  *os.File      // its lock keeps the other processes out
-	owner     string        // names this server in records
-	ownerFile *os.File
+	dir        string
+	log        *slog.Logger
+	templates  table[wire.Template] // their mounts name volumes by id
+	volumes    table[wire.Volume]
+	pools      table[pool]
+	snapshots  table[snapshot]
+	registries table[registry]
+	boxes      table[box]
+	turn       chan struct{} // holds a token while somebody in this process writes
+	lockFile   *os.File      // its lock keeps the other processes out
+	owner      string        // names this server in records
+	ownerFile  *os.File
 }
 
 // openStore makes the folders, and sweeps up what killed processes left
 // between two steps.
 func openStore(dir string, log *slog.Logger) (st *store, err error) {
 	st = &store{dir: dir, log: log, turn: make(chan struct{}, 1), owner: uuid.NewString()}
-	st.templates = table[wire.Template]{filepath.Join(dir, "templates"), ".json", log}
-	st.boxes = table[box]{filepath.Join(dir, "boxes"), "/box.json", log}
-	for _, sub := range []string{st.templates.dir, st.boxes.dir, st.ownerPath("")} {
+	st.templates = table[wire.Template]{filepath.Join(dir, "templates"), ".json", log,
+		"template", func(t *wire.Template) entry { return entry{t.ID, t.Name, t.CreatedAt} }}
+	st.volumes = table[wire.Volume]{filepath.Join(dir, "volumes"), "/volume.json", log,
+		"volume", func(v *wire.Volume) entry { return entry{v.ID, v.Name, v.CreatedAt} }}
+	st.snapshots = table[snapshot]{filepath.Join(dir, "snapshots"), "/snapshot.json", log,
+		"snapshot", func(s *snapshot) entry { return entry{s.Snapshot.ID, s.Snapshot.Name, s.Snapshot.CreatedAt} }}
+	st.registries = table[registry]{filepath.Join(dir, "registries"), ".json", log,
+		"registry", func(r *registry) entry { return entry{r.Registry.ID, r.Registry.Name, r.Registry.CreatedAt} }}
+	st.pools = table[pool]{filepath.Join(dir, "pools"), ".json", log,
+		"pool", func(p *pool) entry { return entry{p.Pool.ID, p.Pool.Name, p.Pool.CreatedAt} }}
+	st.boxes = table[box]{filepath.Join(dir, "boxes"), "/box.json", log,
+		"sandbox", func(b *box) entry { return entry{b.Box.ID, b.Box.Name, b.Box.CreatedAt} }}
+	for _, sub := range []string{st.templates.dir, st.volumes.dir, st.pools.dir, st.snapshots.dir, st.registries.dir, st.boxes.dir, st.ownerPath("")} {
 		if err := os.MkdirAll(sub, 0o700); err != nil {
 			return nil, err
 		}
@@ -65,7 +89,41 @@ func openStore(dir string, log *slog.Logger) (st *store, err error) {
 		st.close()
 		return nil, err
 	}
+	for _, dir := range []string{st.volumes.dir, st.snapshots.dir} {
+		st.clearDeleted(dir)
+	}
 	return st, nil
+}
+
+// clearDeleted finishes what processes were deleting when they were killed.
+func (st *store) clearDeleted(dir string) {
+	left, _ := filepath.Glob(filepath.Join(dir, "*"+deletedSuffix))
+	for _, dir := range left {
+		st.clear(dir)
+	}
+}
+
+// clear deletes a detached folder. What cannot be deleted is left for the next
+// start.
+func (st *store) clear(dir string) {
+	if err := removeTree(dir); err != nil {
+		st.log.Error("a deleted folder could not be cleared", "error", err)
+	}
+}
+
+// removeTree deletes a folder that nobody uses, with what sandboxes made
+// unreadable in it.
+func removeTree(dir string) error {
+	if os.RemoveAll(dir) == nil {
+		return nil
+	}
+	filepath.WalkDir(dir, func(path string, e fs.DirEntry, _ error) error {
+		if e != nil && e.IsDir() {
+			os.Chmod(path, 0o700)
+		}
+		return nil
+	})
+	return os.RemoveAll(dir)
 }
 
 // close gives the server's name back: what it was making is nobody's then.
@@ -112,7 +170,15 @@ func (st *store) sweep() error {
 			st.discard(e.Name())
 		}
 	}
-	return nil
+	volumes, err := os.ReadDir(st.volumes.dir)
+	for _, e := range volumes {
+		if _, err := os.Stat(st.volumes.path(e.Name())); errors.Is(err, fs.ErrNotExist) {
+			os.Remove(st.volumes.path(e.Name()) + newSuffix)
+			os.Remove(st.volumeDir(e.Name()))
+			os.Remove(filepath.Dir(st.volumeDir(e.Name())))
+		}
+	}
+	return err
 }
 
 // discard removes the folders of a sandbox that has no record. Those that hold
@@ -122,6 +188,12 @@ func (st *store) discard(id string) {
 	os.Remove(st.boxDir(id))
 	os.Remove(filepath.Dir(st.boxDir(id)))
 }
+
+// volumeDir is the folder of a volume that sandboxes see.
+func (st *store) volumeDir(id string) string { return filepath.Join(st.volumes.dir, id, "data") }
+
+// layerDir is the folder of a snapshot's files.
+func (st *store) layerDir(id string) string { return filepath.Join(st.snapshots.dir, id, "layer") }
 
 // boxDir is the folder that a sandbox's runtime has for itself.
 func (st *store) boxDir(id string) string { return filepath.Join(st.boxes.dir, id, "fs") }
@@ -160,9 +232,18 @@ type table[T any] struct {
 	dir    string
 	suffix string // of a record's file, after its id
 	log    *slog.Logger
+	kind   string // in words
+	entry  func(*T) entry
 }
 
-const newSuffix = ".new"
+// entry is what every record has.
+type entry struct{ id, name, created string }
+
+// Neither can be part of an id.
+const (
+	newSuffix     = ".new"
+	deletedSuffix = ".deleted"
+)
 
 func (t table[T]) path(id string) string { return filepath.Join(t.dir, id+t.suffix) }
 
@@ -227,4 +308,49 @@ func (t table[T]) remove(id string) error {
 		err = os.Remove(dir)
 	}
 	return err
+}
+
+// detach takes a record that has a folder for itself out of the books, and
+// returns that folder, to be cleared; only inside update.
+func (t table[T]) detach(id string) (string, error) {
+	dir := filepath.Dir(t.path(id))
+	return dir + deletedSuffix, os.Rename(dir, dir+deletedSuffix)
+}
+
+// find looks for a name first and then for an id (protocol.md §2.0).
+func (t table[T]) find(wanted string) (*T, error) {
+	all, err := t.all()
+	if err != nil {
+		return nil, err
+	}
+	for _, key := range []func(entry) string{
+		func(e entry) string { return e.name },
+		func(e entry) string { return e.id },
+	} {
+		if i := slices.IndexFunc(all, func(r *T) bool { return key(t.entry(r)) == wanted }); i >= 0 {
+			return all[i], nil
+		}
+	}
+	return nil, fail(http.StatusNotFound, kindNotFound, "there is no %s %q", t.kind, wanted)
+}
+
+// nameFree refuses a name that another record of the kind has.
+func (t table[T]) nameFree(id, name string) error {
+	all, err := t.all()
+	for _, other := range all {
+		if e := t.entry(other); e.name == name && e.id != id {
+			return fail(http.StatusConflict, kindConflict, "there is a %s %q already", t.kind, name)
+		}
+	}
+	return err
+}
+
+// newest reads every record, the newest first.
+func (t table[T]) newest() ([]*T, error) {
+	all, err := t.all()
+	slices.SortFunc(all, func(a, b *T) int {
+		x, y := t.entry(a), t.entry(b)
+		return cmp.Or(cmp.Compare(y.created, x.created), cmp.Compare(y.id, x.id))
+	})
+	return all, err
 }

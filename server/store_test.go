@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -21,6 +22,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"github.com/sbx-star/sbx-star/runtime/process"
 	"github.com/sbx-star/sbx-star/wire"
 )
 
@@ -29,6 +31,7 @@ import (
 const hammerVariable = "SBX_STAR_TEST_HAMMER"
 
 func TestMain(m *testing.M) {
+	process.Child()
 	if dir := os.Getenv(hammerVariable); dir != "" {
 		hammer(dir)
 	}
@@ -44,15 +47,21 @@ func hammer(dir string) {
 	fmt.Println("ready")
 	for n := 0; ; n++ {
 		id := fmt.Sprintf("id-%d", n%3)
+		var folder string
 		err := st.update(context.Background(), func() error {
 			if n%2 == 0 {
 				return errors.Join(
+					os.MkdirAll(st.volumeDir(id), 0o700),
+					st.volumes.put(id, &wire.Volume{ID: id}),
+					os.WriteFile(filepath.Join(st.volumeDir(id), "file"), []byte("x"), 0o600),
 					st.boxes.put(id, &box{Owner: st.owner, Image: strings.Repeat("x", 5000)}),
 					st.templates.put(id, &wire.Template{ID: id, Image: strings.Repeat("x", 5000)}))
 			}
 			st.boxes.remove(id) // it may be missing
+			folder, _ = st.volumes.detach(id)
 			return nil
 		})
+		st.clear(folder)
 		if err != nil {
 			panic(err)
 		}
@@ -98,6 +107,12 @@ func TestKilledWriters(t *testing.T) {
 				}
 			}
 			_, readErr := st.templates.all()
+			volumes, _ := os.ReadDir(st.volumes.dir)
+			for _, v := range volumes { // whole, or gone
+				_, recordErr := st.volumes.get(v.Name())
+				_, dataErr := os.Stat(st.volumeDir(v.Name()))
+				readErr = errors.Join(readErr, recordErr, dataErr)
+			}
 			return errors.Join(err, readErr)
 		})
 		if err != nil || log.Len() > 0 {
@@ -285,5 +300,31 @@ func TestQuantities(t *testing.T) {
 		if quantityRule.MatchString(bad) {
 			t.Errorf("%q is taken", bad)
 		}
+	}
+}
+
+func TestQuantitySizes(t *testing.T) {
+	for text, want := range map[string]string{"1": "1", "0.5": "1/2", "1Ki": "1024", "1.5Ki": "1536", "2k": "2000", "3M": "3000000", "1Gi": "1073741824",
+		"1E": "1000000000000000000", "1Ei": "1152921504606846976", "1e3": "1000", "2E3": "2000"} {
+		if got := quantity(text); got == nil || got.RatString() != want {
+			t.Errorf("%s is %v, want %s", text, got, want)
+		}
+	}
+	for _, none := range []string{"", "0", "0Gi", "x"} {
+		if got := quantity(none); got != nil {
+			t.Errorf("%q is %v", none, got)
+		}
+	}
+}
+
+func TestOverlay(t *testing.T) {
+	low := &wire.RunConfig{User: "a", WorkDir: "/a", EnvVars: map[string]string{"A": "1", "B": "1"}}
+	high := &wire.RunConfig{User: "b", EnvVars: map[string]string{"B": "2"}}
+	want := &wire.RunConfig{User: "b", WorkDir: "/a", EnvVars: map[string]string{"A": "1", "B": "2"}}
+	if got := overlay(low, high); !reflect.DeepEqual(got, want) {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	if overlay(low, nil) != low || overlay(nil, high) != high || overlay(nil, nil) != nil || low.EnvVars["B"] != "1" {
+		t.Error("a layer that is missing changes the other")
 	}
 }

@@ -1,7 +1,7 @@
 package server
 
 import (
-	"cmp"
+	"math/big"
 	"net/http"
 	"regexp"
 	"slices"
@@ -25,46 +25,59 @@ func (s *Server) createTemplate(c call) (int, any, error) {
 	if in.Image == "" {
 		return 0, nil, invalid("body.image", "an image is required, such as %q", "host")
 	}
-	if len(in.VolumeMounts) > 0 {
-		return 0, nil, unsupported("volume_mounts", "this server has no volumes")
-	}
 	if err := s.checkResources(in.Resources); err != nil {
 		return 0, nil, err
 	}
 	now := s.now()
-	t := &wire.Template{Name: in.Name, Image: in.Image, Resources: in.Resources, VolumeMounts: []wire.VolumeMount{}, CreatedAt: now, UpdatedAt: now}
-	err := s.store.update(c.Context(), func() error {
-		if err := s.templateNameFree(t); err != nil {
+	t := &wire.Template{Name: in.Name, Image: in.Image, Resources: in.Resources, CreatedAt: now, UpdatedAt: now}
+	err := s.store.update(c.Context(), func() (err error) {
+		if err := s.store.templates.nameFree("", t.Name); err != nil {
+			return err
+		}
+		if t.VolumeMounts, err = s.mounts(in.VolumeMounts); err != nil {
 			return err
 		}
 		t.ID = s.options.NewID()
 		return s.store.templates.put(t.ID, t)
 	})
-	return http.StatusCreated, t, err
+	return http.StatusCreated, s.viewTemplate(t), err
+}
+
+// viewTemplate is a template as it is answered: its volumes may have been
+// renamed.
+func (s *Server) viewTemplate(t *wire.Template) *wire.Template {
+	if t == nil || len(t.VolumeMounts) == 0 {
+		return t
+	}
+	v := *t
+	v.VolumeMounts = slices.Clone(t.VolumeMounts)
+	for i, m := range v.VolumeMounts {
+		if volume, err := s.store.volumes.get(m.VolumeName); err == nil {
+			v.VolumeMounts[i].VolumeName = volume.Name
+		}
+	}
+	return &v
 }
 
 func (s *Server) listTemplates(c call) (int, any, error) {
-	all, err := s.store.templates.all()
+	all, err := s.store.templates.newest()
 	if err != nil {
 		return 0, nil, err
 	}
-	slices.SortFunc(all, func(a, b *wire.Template) int { // newest first
-		return cmp.Or(cmp.Compare(b.CreatedAt, a.CreatedAt), cmp.Compare(b.ID, a.ID))
-	})
 	page, _, err := page(c.URL.Query(), all)
 	if err != nil {
 		return 0, nil, err
 	}
 	list := wire.TemplateList{Templates: []wire.Template{}}
 	for _, t := range page {
-		list.Templates = append(list.Templates, *t)
+		list.Templates = append(list.Templates, *s.viewTemplate(t))
 	}
 	return http.StatusOK, list, nil
 }
 
 func (s *Server) getTemplate(c call) (int, any, error) {
-	t, err := s.findTemplate(c.name)
-	return http.StatusOK, t, err
+	t, err := s.store.templates.find(c.name)
+	return http.StatusOK, s.viewTemplate(t), err
 }
 
 func (s *Server) updateTemplate(c call) (int, any, error) {
@@ -82,23 +95,32 @@ func (s *Server) updateTemplate(c call) (int, any, error) {
 	}
 	var t *wire.Template
 	err := s.store.update(c.Context(), func() (err error) {
-		if t, err = s.findTemplate(c.name); err != nil {
+		if t, err = s.store.templates.find(c.name); err != nil {
 			return err
 		}
 		t.Name, t.UpdatedAt = *in.Name, s.now()
-		if err := s.templateNameFree(t); err != nil {
+		if err := s.store.templates.nameFree(t.ID, t.Name); err != nil {
 			return err
 		}
 		return s.store.templates.put(t.ID, t)
 	})
-	return http.StatusOK, t, err
+	return http.StatusOK, s.viewTemplate(t), err
 }
 
 func (s *Server) deleteTemplate(c call) (int, any, error) {
 	err := s.store.update(c.Context(), func() error {
-		t, err := s.findTemplate(c.name)
+		t, err := s.store.templates.find(c.name)
 		if err != nil {
 			return err
+		}
+		pools, err := s.store.pools.all()
+		if err != nil {
+			return err
+		}
+		for _, p := range pools {
+			if p.TemplateID == t.ID {
+				return fail(http.StatusConflict, kindConflict, "the template %q is in use by the pool %q: delete that first", t.Name, p.Pool.Name)
+			}
 		}
 		boxes, err := s.store.boxes.all()
 		if err != nil {
@@ -112,33 +134,6 @@ func (s *Server) deleteTemplate(c call) (int, any, error) {
 		return s.store.templates.remove(t.ID)
 	})
 	return http.StatusNoContent, nil, err
-}
-
-// findTemplate looks for a name first and then for an id (protocol.md §2.0).
-func (s *Server) findTemplate(name string) (*wire.Template, error) {
-	all, err := s.store.templates.all()
-	if err != nil {
-		return nil, err
-	}
-	for _, key := range []func(*wire.Template) string{
-		func(t *wire.Template) string { return t.Name },
-		func(t *wire.Template) string { return t.ID },
-	} {
-		if i := slices.IndexFunc(all, func(t *wire.Template) bool { return key(t) == name }); i >= 0 {
-			return all[i], nil
-		}
-	}
-	return nil, fail(http.StatusNotFound, kindNotFound, "there is no template %q", name)
-}
-
-func (s *Server) templateNameFree(t *wire.Template) error {
-	all, err := s.store.templates.all()
-	for _, other := range all {
-		if other.Name == t.Name && other.ID != t.ID {
-			return fail(http.StatusConflict, kindConflict, "there is a template %q already", t.Name)
-		}
-	}
-	return err
 }
 
 func checkName(name string) error {
@@ -183,8 +178,7 @@ func (s *Server) checkResources(r wire.Resources) error {
 		return invalid("body.resources.cpu", "the CPU limit %q is not one: want cores or millicores, such as 2 or 500m", r.CPU)
 	}
 	for _, q := range []struct{ field, value string }{{"memory", r.Memory}, {"storage", r.Storage}} {
-		m := quantityRule.FindStringSubmatch(q.value)
-		if (m == nil || zero(m[1])) && !(q.field == "storage" && q.value == "") {
+		if quantity(q.value) == nil && !(q.field == "storage" && q.value == "") {
 			return invalid("body.resources."+q.field, "the %s limit %q is not one: want a quantity such as 512Mi or 2Gi", q.field, q.value)
 		}
 	}
@@ -193,6 +187,28 @@ func (s *Server) checkResources(r wire.Resources) error {
 		limit{"resources.cpu", true, enforces.CPU},
 		limit{"resources.memory", true, enforces.Memory},
 		limit{"resources.storage", r.Storage != "", enforces.Storage})
+}
+
+// quantity is the number of bytes that a Kubernetes quantity stands for, or
+// nil if it is none or zero.
+func quantity(text string) *big.Rat {
+	m := quantityRule.FindStringSubmatch(text)
+	if m == nil || zero(m[1]) {
+		return nil
+	}
+	n, _ := new(big.Rat).SetString(m[1])
+	unit := big.NewRat(1, 1)
+	if exponent, ok := strings.CutPrefix(strings.ToLower(m[3]), "e"); ok && exponent != "" && exponent != "i" {
+		unit.SetString("1e" + exponent)
+	} else if m[3] != "" {
+		base := int64(1000)
+		if strings.HasSuffix(m[3], "i") {
+			base = 1024
+		}
+		power := strings.Index("kmgtpe", strings.ToLower(m[3][:1])) + 1
+		unit.SetInt(new(big.Int).Exp(big.NewInt(base), big.NewInt(int64(power)), nil))
+	}
+	return n.Mul(n, unit)
 }
 
 func zero(number string) bool {

@@ -25,6 +25,14 @@ type BoxCreate struct {
 	EnvVars                map[string]string `json:"env_vars,omitzero"`
 	Labels                 map[string]string `json:"labels,omitzero"`
 	RunConfig              *RunConfig        `json:"run_config,omitempty"`
+	Lease                  *Lease            `json:"lease,omitempty"`
+}
+
+// Lease has a box deleted unless POST {base}/leases/{id}/renew comes at least
+// every so many seconds; several boxes may be under one (§15).
+type Lease struct {
+	ID         string `json:"id"`
+	TTLSeconds int    `json:"ttl_seconds"`
 }
 
 // BoxUpdate is the body of PATCH /boxes/{name}; nil fields stay as they are.

@@ -6,11 +6,13 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/gorilla/websocket"
 
@@ -30,10 +32,12 @@ type fake struct {
 	requests  []string // "POST /boxes {…}", "exec …"
 	boxes     map[string]*wire.Box
 	templates map[string]*wire.Template
+	snapshots *collection
 	files     map[string][]byte
 	sessions  map[string]*session
 	info      *wire.Info
 	faults    map[string]http.HandlerFunc // in place of what "POST /boxes" would do
+	slept     bool
 	sockets   sync.WaitGroup
 }
 
@@ -141,6 +145,10 @@ func newFake(t *testing.T) *fake {
 		delete(f.templates, t.Name)
 		w.WriteHeader(204)
 	}))
+	for _, col := range f.collections() {
+		col.serve(handle)
+	}
+	handle("POST /boxes/{name}/snapshot", f.box(func(w http.ResponseWriter, r *http.Request, box *wire.Box) { f.snapshots.create(w, r) }))
 	mux.HandleFunc("POST /data/{name}/upload", func(w http.ResponseWriter, r *http.Request) {
 		file, _, err := r.FormFile(wire.UploadField)
 		if err != nil {
@@ -214,6 +222,7 @@ func (f *fake) createBox(w http.ResponseWriter, r *http.Request) {
 	box := &wire.Box{
 		ID: "id-" + c.Name, Name: c.Name, TemplateName: c.TemplateName, Status: wire.StatusReady, DataplaneURL: f.URL + "/data/" + c.Name,
 		CreatedAt: "2020-01-01T00:00:00Z", IdleTTLSeconds: c.IdleTTLSeconds, VCPUs: c.VCPUs, MemBytes: c.MemBytes, Labels: c.Labels,
+		SnapshotID: c.SnapshotID, RunConfig: c.RunConfig,
 	}
 	f.boxes[c.Name] = box
 	answer(w, box)
@@ -265,6 +274,9 @@ func (f *fake) socket(w http.ResponseWriter, r *http.Request) {
 		}
 		send(&wire.Exit{ExitCode: s.exit})
 	case *wire.Execute:
+		if strings.HasPrefix(first.Command.Line, "while :; do\nfor table in /proc/net/tcp") {
+			first.Command.Line = "wait for " + portScript.FindString(first.Command.Line)
+		}
 		shown := *first
 		shown.CommandID = ""
 		text, _ := json.Marshal(&shown)
@@ -274,7 +286,7 @@ func (f *fake) socket(w http.ResponseWriter, r *http.Request) {
 		send(&wire.Started{CommandID: first.CommandID, PID: 7})
 		s := &session{}
 		for _, step := range strings.Split(first.Command.Line, "; ") {
-			if !f.step(s, first, step, send, receive) {
+			if !f.step(s, first, step, conn, send, receive) {
 				return
 			}
 		}
@@ -287,17 +299,23 @@ func (f *fake) socket(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+var portScript = regexp.MustCompile(`0A:[0-9A-F]{4}`)
+
 // step does one step of a command, and tells whether there is a next:
 //
 //	out TEXT, err TEXT   writes, where \n is a newline
 //	exit N               sets the exit code
 //	env NAME             writes a variable
 //	cat                  copies stdin until it is closed
+//	once                 copies one message from stdin
 //	hang                 waits for kill
+//	wait for 0A:PORT     is what the script of wait_for_port becomes: 8080 is
+//	                     open, 8081 too, and there is no sleep to find that out
+//	                     at once, and 8082 is never; anything else is an error
 //	late                 ends with CommandTimeout
 //	gap                  leaves out 5 bytes of stdout
-//	cut                  drops the connection and forgets the command
-func (f *fake) step(s *session, e *wire.Execute, step string, send func(wire.Message), receive func() wire.Message) bool {
+//	cut                  closes with 1001, and forgets the command
+func (f *fake) step(s *session, e *wire.Execute, step string, conn *websocket.Conn, send func(wire.Message), receive func() wire.Message) bool {
 	name, arg, _ := strings.Cut(step, " ")
 	write := func(i int, text string) {
 		send(&wire.Output{Stream: []string{wire.Stdout, wire.Stderr}[i], Data: wire.Text(text), Offset: int64(len(s.output[i]))})
@@ -326,6 +344,10 @@ func (f *fake) step(s *session, e *wire.Execute, step string, send func(wire.Mes
 			}
 			break
 		}
+	case "once":
+		if m, ok := receive().(*wire.Input); ok {
+			write(0, m.Data)
+		}
 	case "hang":
 		for {
 			switch receive().(type) {
@@ -336,12 +358,25 @@ func (f *fake) step(s *session, e *wire.Execute, step string, send func(wire.Mes
 				return false
 			}
 		}
+	case "wait":
+		switch arg {
+		case "for 0A:1F90":
+		case "for 0A:1F91":
+			if f.slept = !f.slept; f.slept {
+				s.exit = 3
+			}
+		case "for 0A:1F92":
+			return f.step(s, e, "late", conn, send, receive)
+		default:
+			s.exit = 127
+		}
 	case "late":
 		send(&wire.ExecError{Error: "the command took too long", ErrorType: wire.ErrCommandTimeout})
 		return false
 	case "gap":
 		s.output[0] += "-----"
 	case "cut":
+		conn.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(websocket.CloseGoingAway, ""), time.Now().Add(time.Second))
 		return false
 	default:
 		send(&wire.ExecError{Error: "no such step: " + name, ErrorType: wire.ErrCommand})

@@ -19,9 +19,10 @@ import (
 
 // A signature is what main can be called with.
 type signature struct {
-	main    *starlark.Function
-	flags   []mainFlag
-	varargs string // the name of *args, or ""
+	main       *starlark.Function
+	flags      []mainFlag // those that can be given without a name first
+	positional int        // how many those are
+	varargs    string     // the name of *args, or ""
 }
 
 type mainFlag struct {
@@ -47,10 +48,10 @@ func newSignature(entry *module) (*signature, error) {
 	v := entry.mainFrom()
 	main, ok := v.(*starlark.Function)
 	if v == nil {
-		return nil, &LoadError{Err: errors.New("main is not defined when the file ends")}
+		return nil, badSignature(entry.mainPos, "main is not defined when the file ends")
 	}
 	if !ok {
-		return nil, &LoadError{Err: fmt.Errorf("main is a %s, want a function", v.Type())}
+		return nil, badSignature(entry.mainPos, "main is a %s, want a function", v.Type())
 	}
 	s := &signature{main: main}
 	named := main.NumParams()
@@ -62,6 +63,7 @@ func newSignature(entry *module) (*signature, error) {
 		named--
 		s.varargs, _ = main.Param(named)
 	}
+	s.positional = named - main.NumKwonlyParams()
 	for i := range named {
 		name, pos := main.Param(i)
 		flag := mainFlag{param: name, defaultValue: main.ParamDefault(i)}
@@ -130,16 +132,24 @@ func (s *signature) parse(args []string) (positional starlark.Tuple, kwargs []st
 		return nil, nil, fmt.Errorf("main takes no arguments besides flags, got %s", positional[0])
 	}
 	var missing []string
-	for _, flag := range s.flags {
-		if v := given[flag.param]; v != nil {
-			kwargs = append(kwargs, starlark.Tuple{starlark.String(flag.param), v})
-		} else if flag.defaultValue == nil {
+	var before starlark.Tuple // of *args: these cannot be given by name when it gets something
+	for i, flag := range s.flags {
+		v := given[flag.param]
+		switch {
+		case v == nil && flag.defaultValue == nil:
 			missing = append(missing, "--"+flag.name())
+		case v == nil && i >= s.positional:
+		case v == nil:
+			before = append(before, flag.defaultValue)
+		case i < s.positional:
+			before = append(before, v)
+		default:
+			kwargs = append(kwargs, starlark.Tuple{starlark.String(flag.param), v})
 		}
 	}
 	switch len(missing) {
 	case 0:
-		return positional, kwargs, nil
+		return append(before, positional...), kwargs, nil
 	case 1:
 		return nil, nil, fmt.Errorf("flag %s is missing", missing[0])
 	}
@@ -291,6 +301,10 @@ func (f mainFlag) describe(help string) string {
 	case nil:
 		notes = append(notes, "required")
 	case starlark.NoneType:
+	case starlark.String:
+		if v != "" {
+			notes = append(notes, "default "+v.String())
+		}
 	case starlark.Bool:
 		if v {
 			notes = append(notes, "default true; --no-"+f.name()+" is false")

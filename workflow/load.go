@@ -38,6 +38,7 @@ type module struct {
 
 	// Of the entry file:
 	hasMain  bool
+	mainPos  syntax.Position
 	mainFrom func() starlark.Value // nil before it has run
 	doc      string
 }
@@ -114,12 +115,12 @@ func (l *loader) add(m *module, source []byte) error {
 		return &LoadError{m.loaded, err}
 	}
 	if m.program, err = starlark.FileProgram(file, l.predeclared(m).Has); err != nil {
-		return &LoadError{m.loaded, err}
+		return &LoadError{m.loaded, l.suggest(m, err)}
 	}
 	for _, global := range file.Module.(*resolve.Module).Globals {
 		m.globals = append(m.globals, global.First.Name)
 		if global.First.Name == "main" {
-			m.hasMain = true
+			m.hasMain, m.mainPos = true, global.First.NamePos
 			m.mainFrom = func() starlark.Value { return m.values["main"] }
 		}
 	}
@@ -140,13 +141,29 @@ func (l *loader) add(m *module, source []byte) error {
 				return m.loadError(from.NamePos, "%s defines no %s%s", target.name, from.Name, builtins.DidYouMean("", from.Name, target.globals))
 			}
 			if load.To[i].Name == "main" {
-				m.hasMain = true
+				m.hasMain, m.mainPos = true, load.To[i].NamePos
 				m.mainFrom = func() starlark.Value { return target.values[from.Name] }
 			}
 		}
 	}
 	l.order = append(l.order, m)
 	return nil
+}
+
+// suggest adds to names that are not defined the predeclared one that may have
+// been meant: the resolver knows only those of the file.
+func (l *loader) suggest(m *module, err error) error {
+	var list resolve.ErrorList
+	if !errors.As(err, &list) {
+		return err
+	}
+	candidates := append(l.predeclared(m).Keys(), starlark.Universe.Keys()...)
+	for i, e := range list {
+		if name, ok := strings.CutPrefix(e.Msg, "undefined: "); ok && !strings.Contains(name, " ") {
+			list[i].Msg += builtins.DidYouMean("", name, candidates)
+		}
+	}
+	return list
 }
 
 func (m *module) isEntry() bool { return len(m.loaded) == 0 }
@@ -269,6 +286,7 @@ func docstring(file *syntax.File) string {
 	return ""
 }
 
+// badSignature is a main that no flags can be made of.
 func badSignature(pos syntax.Position, format string, args ...any) error {
 	return &LoadError{Err: &positioned{pos, fmt.Errorf(format, args...)}}
 }

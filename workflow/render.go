@@ -196,6 +196,7 @@ func indented(text, indent string) string {
 // clean makes control characters visible: text that comes out of a sandbox must
 // not command the terminal.
 func clean(text string) string {
+	text = strings.ToValidUTF8(text, "\ufffd")
 	if strings.IndexFunc(text, isControl) < 0 {
 		return text
 	}

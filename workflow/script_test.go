@@ -5,9 +5,11 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -90,16 +92,15 @@ func testScript(t *testing.T, path string) {
 		got["code"] = fmt.Sprintf("%d\n", code)
 	}
 	if _, ok := want["requests"]; ok {
-		got["requests"] = strings.Join(f.requests, "\n") + "\n"
+		got["requests"] = strings.Join(f.requests, "\n")
 	}
-	for name := range f.boxes {
-		got["left"] += name + "\n"
-	}
+	got["left"] = strings.Join(slices.Sorted(maps.Keys(f.boxes)), "\n")
 	for name, text := range got {
 		if text != "" && !strings.HasSuffix(text, "\n") {
 			text += "\n" // as an archive has it
 		}
 		text = generated.ReplaceAllString(text, "$1-00000000")
+		text = commandID.ReplaceAllString(text, "command ID")
 		got[name] = strings.ReplaceAll(text, f.URL, "http://fake")
 	}
 	if *update {
@@ -113,7 +114,11 @@ func testScript(t *testing.T, path string) {
 	}
 }
 
-var generated = regexp.MustCompile(`\b(sbx)-[0-9a-f]{8}\b`)
+// What is another with each run.
+var (
+	generated = regexp.MustCompile(`\b(sbx)-[0-9a-f]{8}\b`)
+	commandID = regexp.MustCompile(`\bcommand [0-9a-f]{32}\b`)
+)
 
 func rewrite(t *testing.T, path string, archive *txtar.Archive, got map[string]string) {
 	var files []txtar.File

@@ -75,14 +75,11 @@ func execute(l *loader, task *builtins.Task, o Options) error {
 	if err != nil {
 		return err
 	}
-	wantsHelp := false
-	if !entry.hasMain {
-		if wantsHelp = len(o.Args) > 0 && isHelp(o.Args[0]); wantsHelp {
+	if !entry.hasMain && len(o.Args) > 0 {
+		if isHelp(o.Args[0]) {
 			return writeHelp(o.Stdout, o.Path, entry.doc, nil)
 		}
-		if len(o.Args) > 0 {
-			return &UsageError{Message: o.Path + " has no main, and so takes no flags and no arguments"}
-		}
+		return &UsageError{Message: o.Path + " has no main, and so takes no flags and no arguments"}
 	}
 	if err := l.run(task); err != nil || !entry.hasMain {
 		return err

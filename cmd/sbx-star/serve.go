@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net"
+	"time"
 
 	"github.com/spf13/pflag"
 
@@ -24,6 +26,10 @@ const serveUsage = `Usage:
 Serves the sandbox API until Ctrl-C. Sandboxes live on when it stops, and are
 found again when it starts with the same state folder.
 
+While it runs, a sandbox that is idle for 10 minutes is stopped, unless it was
+made with other times; it wakes when it is used, and is deleted after 14 days.
+GET /healthz tells without a key that it runs, GET /metrics with it how it does.
+
 Flags:
 `
 
@@ -34,6 +40,8 @@ func serve(args []string, stdout, stderr io.Writer) error {
 	stateDir := flags.String("state-dir", "", "`FOLDER` of templates and sandboxes (the user's state folder otherwise)")
 	runtime := flags.String("runtime", "namespace", "how sandboxes are made: `namespace`, or process (no isolation)")
 	bestEffort := flags.Bool("best-effort", false, "accept limits that this machine cannot enforce, and say so in GET /info")
+	quota := flags.StringToInt64("quota", nil, "keep no more than `KIND=NUMBER,…` of sandboxes, volumes, volume-bytes, pools and snapshots")
+	serviceDomain := flags.String("service-domain", "", "the `DOMAIN` below which services in sandboxes have their hosts (localhost otherwise)")
 	if err := parse(flags, args, serveUsage, stdout); err != nil {
 		if errors.Is(err, pflag.ErrHelp) {
 			return nil
@@ -51,7 +59,11 @@ func serve(args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	options.APIKey, options.BestEffort = key, *bestEffort
+	options.APIKey, options.BestEffort, options.ServiceDomain = key, *bestEffort, *serviceDomain
+	options.StopIdle, options.DeleteStopped = 10*time.Minute, 14*24*time.Hour // protocol.md §2.7
+	if options.Quota, err = quotaOf(*quota); err != nil {
+		return err
+	}
 	options.Log = slog.New(slog.NewTextHandler(stderr, nil))
 
 	listener, err := net.Listen("tcp", *listen)
@@ -73,4 +85,22 @@ func serve(args []string, stdout, stderr io.Writer) error {
 	ctx, _, stop := untilSignal(context.Background(), io.Discard)
 	defer stop()
 	return s.Serve(ctx, listener)
+}
+
+func quotaOf(given map[string]int64) (server.Quota, error) {
+	var q server.Quota
+	for kind, n := range given {
+		counts := map[string]*int{"sandboxes": &q.Sandboxes, "volumes": &q.Volumes, "pools": &q.Pools, "snapshots": &q.Snapshots}
+		switch count := counts[kind]; {
+		case n < 1 || n > math.MaxInt32 && count != nil:
+			return q, &workflow.UsageError{Message: fmt.Sprintf("the quota of %s is %d", kind, n), Hint: "a quota is a number above 0; leave it out for no limit"}
+		case count != nil:
+			*count = int(n)
+		case kind == "volume-bytes":
+			q.VolumeBytes = n
+		default:
+			return q, &workflow.UsageError{Message: fmt.Sprintf("there is no quota of %q", kind), Hint: "--quota takes sandboxes, volumes, volume-bytes, pools and snapshots"}
+		}
+	}
+	return q, nil
 }

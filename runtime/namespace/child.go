@@ -25,10 +25,11 @@ import (
 // start is what takes the rights from all of the process: they belong to single
 // threads, and the Go runtime has several by the time that this code runs.
 
-// Values of argv[1], which tells the two apart.
+// Values of argv[1], which tells them apart.
 const (
 	setUpStage  = "set-up"
 	daemonStage = "daemon"
+	copyStage   = "copy" // of no sandbox: snapshot.go
 )
 
 // Child becomes a sandbox's first process if that is what this process was
@@ -37,6 +38,9 @@ const (
 func Child() {
 	if len(os.Args) != 2 || os.Args[0] != childName {
 		return
+	}
+	if os.Args[1] == copyStage {
+		copyAndExit()
 	}
 	o, err := readOrder()
 	if err == nil && os.Args[1] == setUpStage {

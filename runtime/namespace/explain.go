@@ -69,6 +69,9 @@ func explain(out outcome, m machine) error {
 	case out.Step == stepLayers && out.Errno == unix.EINVAL:
 		return lacks("the file system of the state folder can't hold the upper side of an overlay",
 			"choose a folder on another one, such as ext4, XFS, Btrfs or tmpfs, by XDG_STATE_HOME")
+	case out.Step == stepMounts && out.Errno == unix.EINVAL:
+		return lacks("something is mounted below a folder that the sandbox is to mount, and an ordinary user can't leave it out",
+			"unmount it, or use root")
 	case refused:
 		return lacks("this machine, or the container that this runs in, does not let a sandbox "+out.Step,
 			"start a container with "+containerFlags)

@@ -27,6 +27,7 @@ import (
 //
 //	maker: the order, before the start, as a file
 //	maker: one byte for each layer, with an idmapped mount of it if it can have one
+//	maker: one byte for each mount, with a mount of its source if it can have one
 //	first process: one outcome, of the set-up if it failed, or else of the start
 //	       of the daemon
 
@@ -50,7 +51,9 @@ const (
 // order is what the first process is to make.
 type order struct {
 	Hostname string
+	Former   string // host name in the files of a snapshot; "" if they have none yet, or the same
 	Plan     plan
+	Mounts   []runtime.Mount
 	Daemon   daemon.Config
 }
 
@@ -133,28 +136,45 @@ func overlayTakesIdmapped() bool {
 	return n == 2 && (major > 5 || major == 5 && minor >= 19)
 }
 
-// launch starts the sandbox and returns once its daemon is there. plain reports
-// that the system folders are not idmapped though that was wanted. After an error
-// the caller removes what there is.
-func (in *instance) launch(ctx context.Context, m idMaps, idmap bool, o order) (plain bool, err error) {
+// makeBox makes the folder of the sandbox's files, with those of a snapshot if it
+// starts with one.
+func (in *instance) makeBox(ctx context.Context) error {
 	box := filepath.Join(in.dir, boxName)
-	if err := os.Mkdir(box, 0o755); err != nil {
-		return false, err
+	if err := makeOwned(box); err != nil || in.spec.Snapshot == "" {
+		return err
 	}
-	if os.Geteuid() == 0 {
-		if err := os.Chown(box, m.uid.HostID, m.gid.HostID); err != nil {
-			return false, err
-		}
-	}
-	control, err := in.startFirst(m, o)
+	return copyFiles(ctx, box, filepath.Join(in.spec.Snapshot, filesName))
+}
+
+// launch starts the sandbox on its box and returns once its daemon is there.
+// former is the host name that the files have in them, if it is not the sandbox's
+// own. After an error the caller ends what there is.
+func (in *instance) launch(ctx context.Context, p plan, former string) error {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	m := hostIDs()
+	mounts, err := sortMounts(in.spec.Mounts)
 	if err != nil {
-		return false, err
+		return err
+	}
+	control, err := in.startFirst(m, order{
+		Hostname: in.spec.Hostname,
+		Former:   former,
+		Plan:     p,
+		Mounts:   mounts,
+		Daemon:   daemon.Config{Env: environment(in.spec.Env), WorkDir: home, Home: home},
+	})
+	if err != nil {
+		return err
 	}
 	defer control.Close()
 	stop := context.AfterFunc(ctx, func() { control.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 
-	plain, sendErr := sendLayers(control, in.proc.PID, o.Plan.Layers, m.many && idmap)
+	plain, sendErr := sendLayers(control, in.proc.PID, p.Layers, m.many && !in.r.noIdmap && overlayTakesIdmapped())
+	if sendErr == nil {
+		sendErr = sendMounts(control, mounts, m)
+	}
 	if sendErr != nil {
 		control.CloseWrite() // the first process may have said why; if not, this ends it
 	}
@@ -162,13 +182,18 @@ func (in *instance) launch(ctx context.Context, m idMaps, idmap bool, o order) (
 	err = json.NewDecoder(control).Decode(&out)
 	switch {
 	case ctx.Err() != nil:
-		return false, context.Cause(ctx)
+		return context.Cause(ctx)
 	case err != nil:
-		return false, in.ended(errors.Join(err, sendErr))
+		return in.ended(errors.Join(err, sendErr))
+	case sendErr != nil && out.Errno == 0:
+		return sendErr // the first process has missed what was not sent
 	case out.Step != "":
-		return false, explain(out, thisMachine())
+		return explain(out, thisMachine())
 	}
-	return plain && m.many, sendErr
+	if plain && m.many {
+		in.r.plain.Store(true)
+	}
+	return sendErr
 }
 
 // startFirst starts the first process, which waits for the layers and ends if
@@ -202,15 +227,7 @@ func (in *instance) startFirst(m idMaps, o order) (control *net.UnixConn, err er
 	pid, err := startProcess(filepath.Join(in.dir, boxName), &os.ProcAttr{
 		Env:   []string{},
 		Files: append([]*os.File{files[0]}, files...), // nothing to read, nowhere to print
-		Sys: &syscall.SysProcAttr{
-			Cloneflags: unix.CLONE_NEWUSER | unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET |
-				unix.CLONE_NEWUTS | unix.CLONE_NEWIPC | unix.CLONE_NEWCGROUP,
-			UidMappings:                []syscall.SysProcIDMap{m.uid},
-			GidMappings:                []syscall.SysProcIDMap{m.gid},
-			GidMappingsEnableSetgroups: m.groups,
-			Credential:                 &syscall.Credential{NoSetGroups: !m.groups}, // root inside, in no other group
-			Setsid:                     true,
-		},
+		Sys:   m.attr(unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC | unix.CLONE_NEWCGROUP),
 	})
 	if err != nil {
 		ours.Close()

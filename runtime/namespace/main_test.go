@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/sbx-star/sbx-star/runtime"
+	"github.com/sbx-star/sbx-star/runtime/tree"
 	"github.com/sbx-star/sbx-star/wire"
 )
 
@@ -50,9 +51,15 @@ var helpers map[string]func(argument string) error
 // helper runs a helper to its end and returns its stdout.
 func helper(t testing.TB, name, argument string, attr *syscall.SysProcAttr) (string, error) {
 	t.Helper()
+	return helperOf(t, "/proc/self/exe", name, argument, attr)
+}
+
+// helperOf is helper with a copy of this program.
+func helperOf(t testing.TB, program, name, argument string, attr *syscall.SysProcAttr) (string, error) {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "/proc/self/exe")
+	cmd := exec.CommandContext(ctx, program)
 	cmd.Env = append(os.Environ(), helperVar+"="+name, argumentVar+"="+argument)
 	cmd.SysProcAttr = attr
 	var stdout, stderr bytes.Buffer
@@ -67,6 +74,7 @@ func helper(t testing.TB, name, argument string, attr *syscall.SysProcAttr) (str
 type box struct {
 	runtime.Instance
 	spec runtime.Spec
+	r    *Runtime
 }
 
 func newSpec(t testing.TB) runtime.Spec {
@@ -84,7 +92,7 @@ func create(t testing.TB, r *Runtime, spec runtime.Spec) *box {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &box{in, spec}
+	b := &box{in, spec, r}
 	t.Cleanup(func() {
 		if err := b.Remove(context.Background()); err != nil {
 			t.Error(err)
@@ -156,6 +164,10 @@ func (b *box) run(t testing.TB, command string) string {
 // asRoot reports whether sandboxes have the many ids that root gives them.
 func asRoot() bool { return hostIDs().many }
 
+// ownsSystem reports whether the sandbox's root owns the system files, for which
+// the machine must idmap them.
+func (b *box) ownsSystem() bool { return asRoot() && !b.r.plain.Load() }
+
 // leftovers describes what a sandbox could leave in or of this process: children,
 // mounts and descriptors.
 func leftovers(t testing.TB) string {
@@ -223,5 +235,12 @@ func TestAsOrdinaryUser(t *testing.T) {
 	}
 	if testing.Verbose() {
 		t.Logf("%s", out)
+	}
+}
+
+func removeTree(t testing.TB, dir string) {
+	t.Helper()
+	if err := tree.Remove(context.Background(), dir); err != nil {
+		t.Error(err)
 	}
 }

@@ -16,8 +16,11 @@
 // can read what that user can read in the system folders, and put new files into
 // them, but neither change what is there nor add to the folders in it.
 //
-// In memory, for each sandbox: /tmp up to 1 GiB, /dev/shm up to 256 MiB, /run up
-// to 64 MiB. Everything else that it writes lies in Spec.Dir.
+// In memory, for each sandbox and until it is stopped: /tmp up to 1 GiB, /dev/shm
+// up to 256 MiB, /run up to 64 MiB. Everything else that it writes lies in Spec.Dir
+// or in its mounts, and belongs to the same ids for every sandbox of the same user.
+// It is not synced: what the machine has not written by itself when it loses power
+// is lost.
 package namespace
 
 import (
@@ -34,20 +37,23 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/sbx-star/sbx-star/daemon"
 	"github.com/sbx-star/sbx-star/runtime"
+	"github.com/sbx-star/sbx-star/runtime/tree"
 	"github.com/sbx-star/sbx-star/wire"
 )
 
 // How long is waited for a sandbox to come up, and for its processes to end.
 const (
-	createTimeout = 30 * time.Second
-	endTimeout    = 30 * time.Second
+	startTimeout = 30 * time.Second
+	endTimeout   = 30 * time.Second
 )
 
 // home is where commands run that name no folder, and the base of relative
 // file paths (protocol.md §5).
 const home = "/home/user"
+
+// name is the runtime's in Info and in snapshots.
+const name = "namespace"
 
 // Options configures a Runtime. There is nothing to choose yet.
 type Options struct{}
@@ -71,7 +77,7 @@ func (r *Runtime) Info() runtime.Info {
 	if r.plain.Load() {
 		isolation += ", system files owned by nobody"
 	}
-	return runtime.Info{Name: "namespace", Isolation: isolation, Enforces: wire.Enforces{Network: true}}
+	return runtime.Info{Name: name, Isolation: isolation, Enforces: wire.Enforces{Network: true}}
 }
 
 // Create implements runtime.Runtime. It makes Spec.Dir accessible to its owner
@@ -86,6 +92,9 @@ func (r *Runtime) Create(ctx context.Context, spec runtime.Spec) (runtime.Instan
 	if h := spec.Hostname; h == "" || len(h) > 64 || strings.ContainsFunc(h, unicode.IsSpace) {
 		return nil, fmt.Errorf("a sandbox can't be called %q: a host name is 1 to 64 bytes without white space", h)
 	}
+	if _, err := sortMounts(spec.Mounts); err != nil {
+		return nil, err
+	}
 	plan, err := planHost(spec.Dir)
 	if err != nil {
 		return nil, err
@@ -96,19 +105,18 @@ func (r *Runtime) Create(ctx context.Context, spec runtime.Spec) (runtime.Instan
 	if err := os.Chmod(spec.Dir, 0o700); err != nil {
 		return nil, err
 	}
-	in := &instance{dir: spec.Dir}
-	started, cancel := context.WithTimeout(ctx, createTimeout)
-	defer cancel()
-	plain, err := in.launch(started, hostIDs(), !r.noIdmap && overlayTakesIdmapped(), order{
-		Hostname: spec.Hostname,
-		Plan:     plan,
-		Daemon:   daemon.Config{Env: environment(spec.Env), WorkDir: home, Home: home},
-	})
+	var former runtime.Origin
+	if spec.Snapshot != "" {
+		if former, err = runtime.ReadOrigin(spec.Snapshot, origin("")); err != nil {
+			return nil, err
+		}
+	}
+	in := r.newInstance(spec)
+	if err = in.makeBox(ctx); err == nil {
+		err = in.launch(ctx, plan, former.Hostname)
+	}
 	if err != nil {
 		return nil, errors.Join(err, in.Remove(context.WithoutCancel(ctx)))
-	}
-	if plain {
-		r.plain.Store(true)
 	}
 	return in, nil
 }
@@ -128,7 +136,7 @@ func environment(given map[string]string) map[string]string {
 
 // Adopt implements runtime.Runtime.
 func (r *Runtime) Adopt(ctx context.Context, spec runtime.Spec) (runtime.Instance, error) {
-	in := &instance{dir: spec.Dir}
+	in := r.newInstance(spec)
 	p, err := runtime.ReadProc(spec.Dir)
 	if err == nil && !p.Alive() {
 		err = runtime.ErrGone
@@ -136,31 +144,115 @@ func (r *Runtime) Adopt(ctx context.Context, spec runtime.Spec) (runtime.Instanc
 	return in, err
 }
 
-// instance is a sandbox. All that there is to know of it lies in its folder, so
-// any process of the same user can take it over.
+// instance is a sandbox. All that there is to know of it lies in its folder and
+// its spec, so any process of the same user can take it over.
 type instance struct {
-	dir  string
-	proc runtime.Proc // of a sandbox that this process made: its child, to be waited for
+	r    *Runtime
+	spec runtime.Spec
+	dir  string        // of the spec
+	busy chan struct{} // holds one value while the sandbox is started, stopped or removed
+	proc runtime.Proc  // of a sandbox that this process started: its child, to be waited for
 }
+
+func (r *Runtime) newInstance(spec runtime.Spec) *instance {
+	return &instance{r: r, spec: spec, dir: spec.Dir, busy: make(chan struct{}, 1)}
+}
+
+// lock waits until nobody else starts, stops or removes the sandbox; unlock is
+// the caller's then.
+func (in *instance) lock(ctx context.Context) error {
+	select {
+	case in.busy <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (in *instance) unlock() { <-in.busy }
 
 func (in *instance) Dial(ctx context.Context) (net.Conn, error) {
 	return runtime.DialUnix(ctx, in.dir)
 }
 
-// Remove kills the sandbox's first process, with which the kernel ends all the
-// others and unmounts everything, and deletes its folder.
-func (in *instance) Remove(ctx context.Context) error {
-	p, err := in.proc, error(nil)
-	if p.PID == 0 {
-		p, err = runtime.ReadProc(in.dir)
-	}
-	if err == nil {
-		err = end(ctx, p)
-	}
-	if err != nil && !errors.Is(err, runtime.ErrGone) {
+var errNoFiles = errors.New("the sandbox was removed, or never wholly made")
+
+// Stop kills the sandbox's first process, with which the kernel ends all the
+// others and unmounts everything.
+func (in *instance) Stop(ctx context.Context) error {
+	if err := in.lock(ctx); err != nil {
 		return err
 	}
-	return removeAll(ctx, in.dir)
+	defer in.unlock()
+	return in.end(ctx)
+}
+
+// Start makes the sandbox again from its folder. What lies in memory is new.
+func (in *instance) Start(ctx context.Context) error {
+	if err := in.lock(ctx); err != nil {
+		return err
+	}
+	defer in.unlock()
+	p, err := runtime.ReadProc(in.dir)
+	if errors.Is(err, runtime.ErrGone) {
+		return errNoFiles
+	}
+	if err == nil && p.Alive() {
+		conn, err := in.Dial(ctx)
+		if err == nil {
+			return conn.Close()
+		}
+		if !errors.Is(err, runtime.ErrGone) {
+			return err
+		}
+	}
+	if err := in.end(ctx); err != nil {
+		return err
+	}
+	plan, err := planHost(in.dir)
+	if err != nil {
+		return err
+	}
+	if err := runtime.RemoveUnix(in.dir); err != nil {
+		return err
+	}
+	if err := in.launch(ctx, plan, ""); err != nil {
+		return errors.Join(err, in.end(context.WithoutCancel(ctx)))
+	}
+	return nil
+}
+
+// Remove stops the sandbox and deletes its folder.
+func (in *instance) Remove(ctx context.Context) error {
+	if err := in.lock(ctx); err != nil {
+		return err
+	}
+	defer in.unlock()
+	if err := in.end(ctx); err != nil {
+		return err
+	}
+	if err := runtime.ForgetProc(in.dir); err != nil {
+		return err
+	}
+	return tree.Remove(ctx, in.dir)
+}
+
+// end ends all processes of the sandbox. Another process may have started it
+// again since this one did, whose child is to be waited for all the same.
+func (in *instance) end(ctx context.Context) error {
+	if in.proc.PID != 0 {
+		if err := end(ctx, in.proc); err != nil {
+			return err
+		}
+	}
+	p, err := runtime.ReadProc(in.dir)
+	if errors.Is(err, runtime.ErrGone) || err == nil && p == in.proc {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return end(ctx, p)
 }
 
 // end kills p and waits for its end, which comes after that of all processes in

@@ -3,10 +3,8 @@
 package namespace
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -49,31 +47,29 @@ func planHost(dir string) (plan, error) {
 			Hint: "choose one outside the system's folders by XDG_STATE_HOME",
 		}
 	}
-	f, err := os.Open("/proc/self/mountinfo")
+	mountinfo, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		return plan{}, err
 	}
-	defer f.Close()
-	mounts, err := mountPoints(f)
+	mounts, err := mountPoints(string(mountinfo))
 	if err != nil {
 		return plan{}, err
 	}
 	return planRoot("/", mounts)
 }
 
-// mountPoints reads the mount points, without their leading slash, of a file in
-// the format of /proc/self/mountinfo.
-func mountPoints(r io.Reader) ([]string, error) {
+// mountPoints returns the mount points, without their leading slash, in a text
+// of the format of /proc/self/mountinfo.
+func mountPoints(mountinfo string) ([]string, error) {
 	var points []string
-	lines := bufio.NewScanner(r)
-	for lines.Scan() {
-		fields := strings.Fields(lines.Text())
+	for line := range strings.Lines(mountinfo) {
+		fields := strings.Split(line, " ") // all other white space may be part of one
 		if len(fields) < 5 {
 			return nil, fmt.Errorf("a line of mountinfo has only %d fields", len(fields))
 		}
 		points = append(points, unescapeOctal(strings.TrimPrefix(fields[4], "/")))
 	}
-	return points, lines.Err()
+	return points, nil
 }
 
 // unescapeOctal replaces \ooo, which is how the kernel writes white space and

@@ -3,15 +3,20 @@
 package namespace
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"net/url"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sbx-star/sbx-star/runtime/tree"
 )
 
 // This file defines how a first process sets its sandbox up. All of it happens
@@ -26,6 +31,7 @@ const (
 	stepBox     = "make the sandbox's own folders"
 	stepLayers  = "lay copy-on-write layers over the host's system folders"
 	stepProc    = "mount /proc"
+	stepMounts  = "take the folders that are to be mounted"
 	stepExec    = "start the daemon"
 )
 
@@ -61,6 +67,7 @@ func setUp(o order) error {
 	}{
 		{"cut the mounts off from the host's", s.makePrivate},
 		{stepSources, s.takeSources},
+		{stepMounts, s.takeMounts},
 		{"make a place to work in", s.makeStage},
 		{stepBox, s.makeBox},
 		{stepLayers, s.mountLayers},
@@ -68,6 +75,7 @@ func setUp(o order) error {
 		{"make /dev", s.makeDev},
 		{stepProc, s.mountProc},
 		{"cover parts of /proc", s.coverProc},
+		{"mount the folders that were taken", s.attachMounts},
 		{"change the root", s.pivot},
 		{"name the host", s.setNames},
 		{"start the loopback interface", loopbackUp},
@@ -94,8 +102,10 @@ func setUp(o order) error {
 type setup struct {
 	order
 	box     int            // mount of the sandbox's folder
+	root    int            // the sandbox's root, once it is mounted
 	layers  []source       // in the order of Plan.Layers
-	files   []int          // in the order of Plan.Files
+	files   []int          // in the order of Plan.Files; -1 if it has gone
+	mounts  []int          // in the order of Mounts
 	devices map[string]int // by name in /dev
 }
 
@@ -135,7 +145,7 @@ func (s *setup) takeSources() (err error) {
 	}
 	for _, name := range s.Plan.Files {
 		fd, err := cloneMount("/"+name, layerFlags, -1)
-		if err != nil {
+		if err != nil && !errors.Is(err, unix.ENOENT) { // it may have gone since the plan was made
 			return err
 		}
 		s.files = append(s.files, fd)
@@ -166,13 +176,26 @@ func (s *setup) makeStage() error {
 	return makeDirs("box", "root", "low", "mask", "none")
 }
 
-// makeBox makes what a sandbox has of its own; what there is already stays.
+// makeBox makes what a sandbox has of its own, unless it has it already.
 func (s *setup) makeBox() error {
 	if err := attach(s.box, "box"); err != nil {
 		return err
 	}
-	if err := makeDirs("box/root", "box/up", "box/work"); err != nil {
+	// What an earlier start has left to work with is of no use, and has the
+	// kernel's mark that the layers were volatile, with which it refuses them.
+	if err := tree.Remove(context.Background(), "box/work"); err != nil {
 		return err
+	}
+	if err := makeDirs("box/up", "box/work"); err != nil {
+		return err
+	}
+	if err := unix.Access("box/root", unix.F_OK); errors.Is(err, unix.ENOENT) {
+		if err := s.furnish("box/root.new"); err != nil {
+			return err
+		}
+		if err := os.Rename("box/root.new", "box/root"); err != nil {
+			return err
+		}
 	}
 	root, err := cloneMount("box/root", 0, -1)
 	if err != nil {
@@ -181,41 +204,92 @@ func (s *setup) makeBox() error {
 	if err := attach(root, "root"); err != nil {
 		return err
 	}
-	for _, dirs := range [][]string{
-		{"proc", "dev", "tmp", "run", "home", "home/user", "media", "mnt", "srv", "var", "var/cache", "var/lib", "var/log"},
-		s.Plan.Dirs, s.Plan.Layers,
-	} {
-		for _, name := range dirs {
-			if err := makeDirs("root/" + name); err != nil {
-				return err
-			}
-		}
-	}
-	for name, mode := range map[string]uint32{"root": 0o700, "var/tmp": 0o1777} {
-		if err := ignoreExist(unix.Mkdir("root/"+name, mode)); err != nil {
-			return fmt.Errorf("make /%s: %w", name, err)
-		}
-	}
-	for _, l := range append(s.Plan.Links, link{"var/run", "/run"}, link{"var/lock", "/run/lock"}) {
-		if err := ignoreExist(unix.Symlink(l.Target, "root/"+l.Path)); err != nil {
-			return fmt.Errorf("link /%s: %w", l.Path, err)
-		}
+	if s.root, err = unix.Open("root", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err != nil {
+		return os.NewSyscallError("open", err)
 	}
 	for i, name := range s.Plan.Files {
-		if err := bindFile(s.files[i], "root/"+name); err != nil {
+		if s.files[i] < 0 {
+			continue
+		}
+		dir, err := s.folder(filepath.Dir(name))
+		if err != nil {
+			return err
+		}
+		err = bindFile(s.files[i], fdPath(dir)+"/"+filepath.Base(name))
+		unix.Close(dir)
+		if err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
+// furnish makes a sandbox's root as it is at first.
+func (s *setup) furnish(root string) error {
+	for _, dirs := range [][]string{
+		{"", "proc", "dev", "tmp", "run", "home", "home/user", "media", "mnt", "srv", "var", "var/cache", "var/lib", "var/log"},
+		s.Plan.Dirs, s.Plan.Layers,
+	} {
+		for _, name := range dirs {
+			if err := makeDirs(root + "/" + name); err != nil {
+				return err
+			}
+		}
+	}
+	for name, mode := range map[string]uint32{"root": 0o700, "var/tmp": 0o1777} {
+		if err := ignoreExist(unix.Mkdir(root+"/"+name, mode)); err != nil {
+			return fmt.Errorf("make /%s: %w", name, err)
+		}
+	}
+	for _, l := range append(s.Plan.Links, link{"var/run", "/run"}, link{"var/lock", "/run/lock"}) {
+		if err := ignoreExist(unix.Symlink(l.Target, root+"/"+l.Path)); err != nil {
+			return fmt.Errorf("link /%s: %w", l.Path, err)
+		}
+	}
+	return nil
+}
+
+// folder returns a handle of a folder in the sandbox's root, which it makes if
+// there is none. A sandbox that was stopped, or of which a snapshot was taken, may
+// have left links there that lead to the host's folders: none is followed.
+func (s *setup) folder(path string) (int, error) {
+	how := &unix.OpenHow{
+		Flags:   unix.O_PATH | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS,
+	}
+	fd, err := unix.Openat2(s.root, path, how)
+	if errors.Is(err, unix.ENOENT) {
+		parent, parentErr := s.folder(filepath.Dir(path))
+		if parentErr != nil {
+			return -1, parentErr
+		}
+		if err = ignoreExist(unix.Mkdirat(parent, filepath.Base(path), 0o755)); err == nil {
+			fd, err = unix.Openat2(s.root, path, how)
+		}
+		unix.Close(parent)
+	}
+	// These say nothing about the machine.
+	if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENOTDIR) {
+		return -1, fmt.Errorf("/%s is, or lies below, a link or a file in the sandbox, and has to be a folder", path)
+	}
+	if err != nil {
+		return -1, fmt.Errorf("the folder /%s can't be made in the sandbox: %v", path, err)
+	}
+	return fd, nil
+}
+
+// fdPath is a path of what fd is open for.
+func fdPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
+
 // mountLayers lays an overlay over each system folder. Its upper side is in the
 // sandbox's folder under the whole path in one name.
 func (s *setup) mountLayers() error {
+	laid := map[string]bool{}
 	for i, name := range s.Plan.Layers {
 		flat := url.QueryEscape(name)
-		up := "box/up/" + flat
-		if err := makeDirs(up, "box/work/"+flat); err != nil {
+		laid[flat] = true
+		up, work := "box/up/"+flat, "box/work/"+flat
+		if err := makeDirs(up, work); err != nil {
 			return err
 		}
 		if name == "etc" {
@@ -226,35 +300,67 @@ func (s *setup) mountLayers() error {
 				return err
 			}
 		}
-		if err := s.mountLayer(i, fmt.Sprintf("upperdir=%s,workdir=box/work/%s", up, flat)); err != nil {
+		if err := s.mountLayer(i, up, work); err != nil {
 			return fmt.Errorf("/%s: %w", name, err)
 		}
 	}
 	if slices.Contains(s.Plan.Dirs, "etc") {
-		return s.writeOwnFiles("root/etc")
+		etc, err := s.folder("etc")
+		if err != nil {
+			return err
+		}
+		defer unix.Close(etc)
+		if err := s.writeOwnFiles(fdPath(etc)); err != nil {
+			return err
+		}
+	}
+	return checkLaid(laid)
+}
+
+// checkLaid looks for upper sides that nothing was laid under, and which would
+// silently be missing: those of folders that were one layer when the sandbox was
+// made, and are not any more.
+func checkLaid(laid map[string]bool) error {
+	ups, err := os.ReadDir("box/up")
+	if err != nil {
+		return err
+	}
+	for _, up := range ups {
+		if laid[up.Name()] {
+			continue
+		}
+		if files, err := os.ReadDir("box/up/" + up.Name()); err != nil || len(files) > 0 {
+			name, _ := url.QueryUnescape(up.Name())
+			return fmt.Errorf("the sandbox has changed files in /%s, which this machine had as one folder then, "+
+				"and now has not, or with something mounted in it", name)
+		}
 	}
 	return nil
 }
 
-// mountLayer mounts the i-th layer. Overlays are mounted volatile: a sandbox
-// does not outlive the machine's processes, and without it the end of each one
-// would sync the whole file system.
-func (s *setup) mountLayer(i int, upper string) error {
-	target, layer := "root/"+s.Plan.Layers[i], s.layers[i]
+// mountLayer mounts the i-th layer. Overlays are mounted volatile, because
+// otherwise the end of each sandbox would sync the whole file system: what the
+// machine has not written by itself is lost if it loses power.
+func (s *setup) mountLayer(i int, up, work string) error {
+	target, err := s.folder(s.Plan.Layers[i])
+	if err != nil {
+		return err
+	}
+	defer unix.Close(target)
 	low, mask := "low/"+strconv.Itoa(i), "mask/"+strconv.Itoa(i)
 	if err := makeDirs(low, mask); err != nil {
 		return err
 	}
-	if err := attach(layer.fd, low); err != nil {
+	if err := attach(s.layers[i].fd, low); err != nil {
 		return err
 	}
-	if layer.idmapped {
+	if s.layers[i].idmapped {
 		if err := mountMask(low, mask); err != nil {
 			return err
 		}
 		low = mask
 	}
-	return mountOverlay(target, "lowerdir="+low+","+upper+",volatile", 0)
+	return mountOverlay(fdPath(target), fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s,volatile", low, up, work), 0)
 }
 
 // mountMask shows at mask what nobody may see of the idmapped folder low. To the
@@ -293,15 +399,18 @@ func hideAccounts(dir string) error {
 }
 
 // writeOwnFiles writes ownFiles into dir unless they are there, never following
-// what may lie there.
+// what may lie there. Those that a snapshot has as its sandbox got them are
+// written anew.
 func (s *setup) writeOwnFiles(dir string) error {
-	hosts := "127.0.0.1 localhost " + s.Hostname + "\n::1 localhost ip6-localhost ip6-loopback\n"
-	for name, text := range map[string]string{
-		"hostname":    s.Hostname + "\n",
-		"hosts":       hosts,
-		"resolv.conf": "# There is no network but 127.0.0.1.\n",
-	} {
-		f, err := os.OpenFile(dir+"/"+name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	former := ownTexts(s.Former)
+	for name, text := range ownTexts(s.Hostname) {
+		path := dir + "/" + name
+		if s.Former != "" && has(path, former[name]) {
+			if err := os.Remove(path); err != nil {
+				return err
+			}
+		}
+		f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
 		if errors.Is(err, os.ErrExist) {
 			continue
 		}
@@ -316,20 +425,53 @@ func (s *setup) writeOwnFiles(dir string) error {
 	return nil
 }
 
+// ownTexts are the contents of ownFiles, which a sandbox called hostname gets.
+func ownTexts(hostname string) map[string]string {
+	return map[string]string{
+		"hostname":    hostname + "\n",
+		"hosts":       "127.0.0.1 localhost " + hostname + "\n::1 localhost ip6-localhost ip6-loopback\n",
+		"resolv.conf": "# There is no network but 127.0.0.1.\n",
+	}
+}
+
+// has reports whether path is a file with this text.
+func has(path, text string) bool {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	got, err := io.ReadAll(io.LimitReader(f, int64(len(text))+1))
+	return err == nil && string(got) == text
+}
+
 func (s *setup) mountMemory() error {
 	for _, m := range []struct{ path, options string }{
-		{"root/tmp", "mode=1777,size=1g,nr_inodes=256k"},
-		{"root/run", "mode=755,size=64m,nr_inodes=16k"},
+		{"tmp", "mode=1777,size=1g,nr_inodes=256k"},
+		{"run", "mode=755,size=64m,nr_inodes=16k"},
 	} {
-		if err := mountMemory(m.path, m.options, 0); err != nil {
+		if err := s.memory(m.path, m.options, 0); err != nil {
 			return err
 		}
 	}
 	return makeDirs("root/run/lock")
 }
 
+// memory mounts a folder in memory at a path in the sandbox's root.
+func (s *setup) memory(path, options string, flags uintptr) error {
+	at, err := s.folder(path)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(at)
+	if err := mountMemory(fdPath(at), options, flags); err != nil {
+		return fmt.Errorf("/%s: %w", path, err)
+	}
+	return nil
+}
+
 func (s *setup) makeDev() error {
-	if err := mountMemory("root/dev", "mode=755,size=64k,nr_inodes=64", unix.MS_NOEXEC); err != nil {
+	if err := s.memory("dev", "mode=755,size=64k,nr_inodes=64", unix.MS_NOEXEC); err != nil {
 		return err
 	}
 	for name, fd := range s.devices {
@@ -358,7 +500,12 @@ func (s *setup) makeDev() error {
 }
 
 func (s *setup) mountProc() error {
-	return os.NewSyscallError("mount", unix.Mount("proc", "root/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""))
+	at, err := s.folder("proc")
+	if err != nil {
+		return err
+	}
+	defer unix.Close(at)
+	return os.NewSyscallError("mount", unix.Mount("proc", fdPath(at), "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""))
 }
 
 // What of /proc tells of, or acts on, more than the sandbox. Kernels differ in
@@ -495,7 +642,12 @@ func restrict() error {
 // what is mounted below it, with these MOUNT_ATTR_ flags, and idmapped by the
 // user namespace userns unless that is -1. Links are not followed.
 func cloneMount(path string, flags uint64, userns int) (int, error) {
-	fd, err := unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_SYMLINK_NOFOLLOW)
+	return cloneMountAt(unix.AT_FDCWD, path, flags, userns)
+}
+
+// cloneMountAt is cloneMount of a path in the open folder dir; "" is dir itself.
+func cloneMountAt(dir int, path string, flags uint64, userns int) (int, error) {
+	fd, err := unix.OpenTree(dir, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_SYMLINK_NOFOLLOW|unix.AT_EMPTY_PATH)
 	if err != nil {
 		return -1, &os.PathError{Op: "open_tree", Path: path, Err: err}
 	}
@@ -521,6 +673,12 @@ func attach(fd int, target string) error {
 		return &os.PathError{Op: "move_mount", Path: target, Err: err}
 	}
 	return nil
+}
+
+// attachTo hangs the mount fd at what the handle at is of, and closes fd.
+func attachTo(fd, at int) error {
+	defer unix.Close(fd)
+	return os.NewSyscallError("move_mount", unix.MoveMount(fd, "", at, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH))
 }
 
 // bindFile hangs the mount fd of a single file at target.

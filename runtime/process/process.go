@@ -25,7 +25,10 @@ var _ runtime.Runtime = (*Runtime)(nil)
 // New makes a runtime. It holds nothing that would have to be released.
 func New(opts Options) *Runtime { return &Runtime{opts} }
 
+// name is the runtime's in Info and in snapshots.
+const name = "process"
+
 // Info says that nothing is isolated and no limit is enforced.
 func (*Runtime) Info() runtime.Info {
-	return runtime.Info{Name: "process", Isolation: "none", Enforces: wire.Enforces{}}
+	return runtime.Info{Name: name, Isolation: "none", Enforces: wire.Enforces{}}
 }

@@ -1,6 +1,9 @@
 //go:build linux
 
-package namespace
+// Package tree deletes and copies folders whose content others made, perhaps with
+// ill will, and perhaps while it changes: nothing leaves the folder by a link or
+// a mount, nothing blocks, and no mode is in the way of what the caller owns.
+package tree
 
 import (
 	"context"
@@ -13,17 +16,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// This file defines how a sandbox's folder is deleted, whatever its commands
-// have made of it: without following a link, without crossing into anything
-// that is mounted there, through folders whose mode forbids it, and at any
-// depth with few descriptors.
+// This file defines how a folder is deleted, whatever has been made of it:
+// without following a link, without crossing into anything that is mounted there,
+// through folders whose mode forbids it, and at any depth with few descriptors.
 
 // maxDepth is how many folders are open at a time. What lies deeper is moved up.
 const maxDepth = 64
 
-// removeAll deletes the folder dir and what is in it. One that does not exist is
-// no error. What cannot be deleted is left and named.
-func removeAll(ctx context.Context, dir string) error {
+// Remove deletes the folder dir and what is in it. One that does not exist is no
+// error. What cannot be deleted is left and named.
+func Remove(ctx context.Context, dir string) error {
 	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if errors.Is(err, unix.ENOENT) {
 		return nil
@@ -97,7 +99,7 @@ func (r *remover) remove(dir *os.File, name string, depth int) error {
 	}
 	sub, err := openDir(fd, name, dir.Name())
 	if errors.Is(err, unix.EXDEV) {
-		return fmt.Errorf("%s is a mount point and is left alone: unmount it and remove the sandbox again", filepath.Join(dir.Name(), name))
+		return fmt.Errorf("%s is a mount point and is left alone: unmount it and try again", filepath.Join(dir.Name(), name))
 	}
 	if err != nil {
 		return fail("open", err)

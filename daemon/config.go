@@ -1,0 +1,70 @@
+//go:build linux
+
+package daemon
+
+import (
+	"net/http"
+	"path/filepath"
+	"strings"
+
+	"github.com/sbx-star/sbx-star/wire"
+)
+
+// This file defines how commands run that do not say it themselves, and
+// PUT /config, by which the server changes that.
+
+// Config is what a runtime tells the daemon it places.
+type Config struct {
+	Env     map[string]string `json:"env"`      // environment of every command, below the request's own
+	User    string            `json:"user"`     // who runs commands and reads and writes files (§16.3): name, uid, name:group or uid:gid; default the daemon's own
+	WorkDir string            `json:"work_dir"` // where commands run that name no directory; default Home
+	Home    string            `json:"home"`     // $HOME, and the base of relative file paths (§5)
+}
+
+func (c *Config) complete() {
+	if c.WorkDir == "" {
+		c.WorkDir = c.Home
+	}
+}
+
+// configure replaces the configuration, for commands that start from now on.
+// Home stays as it is unless a new one is given.
+func (d *daemon) configure(w http.ResponseWriter, r *http.Request) {
+	var cfg Config
+	if err := d.readJSON(w, r, &cfg); err != nil {
+		answer(w, err)
+		return
+	}
+	if cfg.Home == "" {
+		cfg.Home = d.cfg.Load().Home
+	}
+	cfg.complete()
+	if err := cfg.check(); err != nil {
+		answer(w, err)
+		return
+	}
+	d.cfg.Store(&cfg)
+	w.WriteHeader(http.StatusNoContent)
+}
+
+func (c *Config) check() error {
+	for _, dir := range []struct{ field, path string }{{"home", c.Home}, {"work_dir", c.WorkDir}} {
+		if !filepath.IsAbs(dir.path) || strings.Contains(dir.path, "\x00") {
+			return refuse(wire.ErrInvalidRequest, "%s is %q: give an absolute path", dir.field, dir.path)
+		}
+	}
+	if err := checkUser(c.User); err != nil {
+		return err
+	}
+	return checkEnv(c.Env)
+}
+
+// checkEnv refuses what no process can have in its environment.
+func checkEnv(env map[string]string) error {
+	for name, value := range env {
+		if name == "" || strings.ContainsAny(name, "=\x00") || strings.Contains(value, "\x00") {
+			return refuse(wire.ErrInvalidRequest, "the environment variable %q cannot be set: names hold no = and are not empty, and neither names nor values hold a zero byte", name)
+		}
+	}
+	return nil
+}
