@@ -2,11 +2,15 @@ package builtins
 
 import (
 	"context"
+	"fmt"
 	"io/fs"
+	"maps"
 	"math/big"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -26,23 +30,31 @@ import (
 // valuesByType are one value of each type that has attributes.
 func valuesByType() map[string]starlark.HasAttrs {
 	return map[string]starlark.HasAttrs{
-		"Sandbox":    newSandboxValue(nil, new(client.Sandbox)),
-		"Template":   newTemplateKind().value(nil, new(wire.Template)),
-		"Volume":     newVolumeKind().value(nil, new(wire.Volume)),
-		"Pool":       newPoolKind().value(nil, new(wire.Pool)),
-		"Snapshot":   newSnapshotKind().value(nil, new(wire.Snapshot)),
-		"Registry":   newRegistryKind().value(nil, new(wire.Registry)),
-		"Command":    &command{cmd: new(client.Command)},
-		"Result":     newResult(new(client.Result), true),
-		"Chunk":      &record{"chunk", chunkFields{Data: starlark.None}},
-		"Line":       &record{"line", lineFields{Text: starlark.None}},
-		"Match":      &record{"match", matchFields{}},
-		"Resources":  &record{"resources", wire.Resources{}},
-		"Mount":      &record{"mount", wire.VolumeMount{}},
-		"Status":     &record{"status", wire.BoxStatus{}},
-		"Run_config": &record{"run_config", wire.RunConfig{}},
-		"Error":      newErrorValue(context.Canceled),
-		"client":     &connection{},
+		"Sandbox":      newSandboxValue(nil, new(client.Sandbox)),
+		"Template":     newTemplateKind().value(nil, new(wire.Template)),
+		"Volume":       newVolumeKind().value(nil, new(wire.Volume)),
+		"Pool":         newPoolKind().value(nil, new(wire.Pool)),
+		"Snapshot":     newSnapshotKind().value(nil, new(wire.Snapshot)),
+		"Registry":     newRegistryKind().value(nil, new(wire.Registry)),
+		"Command":      &command{cmd: new(client.Command)},
+		"Result":       newResult(new(client.Result), true),
+		"Chunk":        &record{"chunk", chunkFields{Data: starlark.None}},
+		"Line":         &record{"line", lineFields{Text: starlark.None}},
+		"Match":        &record{"match", matchFields{}},
+		"Service":      new(serviceValue),
+		"Response":     new(responseValue),
+		"Download_url": &record{"download_url", wire.DownloadURL{}},
+		"File_info":    &record{"file_info", fileInfo{}},
+		"File_range":   &record{"file_range", fileRange{}},
+		"Found":        &record{"found", found{}},
+		"File_match":   &record{"file_match", wire.GlobMatch{}},
+		"Text_match":   &record{"text_match", wire.GrepMatch{}},
+		"Resources":    &record{"resources", wire.Resources{}},
+		"Mount":        &record{"mount", wire.VolumeMount{}},
+		"Status":       &record{"status", wire.BoxStatus{}},
+		"Run_config":   &record{"run_config", wire.RunConfig{}},
+		"Error":        newErrorValue(context.Canceled),
+		"client":       &connection{},
 	}
 }
 
@@ -255,6 +267,72 @@ func TestLines(t *testing.T) {
 			t.Fatalf("%q has lines %q, want %q", pieces, got, want)
 		}
 	})
+}
+
+// Lines that expect makes text of and lines again are the same lines.
+func TestUnsplit(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		v := &command{text: true, partial: map[string]string{}}
+		for _, piece := range rapid.SliceOf(rapid.StringMatching(`[ab\n]{1,5}`)).Draw(t, "pieces") {
+			v.split(client.Chunk{Stream: rapid.SampledFrom(streams[:]).Draw(t, "stream"), Data: piece})
+		}
+		perStream := func() map[string][]lineFields {
+			m := map[string][]lineFields{}
+			for _, line := range v.lines {
+				m[line.Stream] = append(m[line.Stream], line)
+			}
+			return m
+		}
+		want, partial := perStream(), maps.Clone(v.partial)
+		v.unsplit()
+		v.resplit()
+		if got := perStream(); !reflect.DeepEqual(got, want) {
+			t.Fatalf("got %v, want %v", got, want)
+		}
+		for _, stream := range streams {
+			if v.partial[stream] != partial[stream] {
+				t.Fatalf("%q was left of %s, want %q", v.partial[stream], stream, partial[stream])
+			}
+		}
+	})
+}
+
+// The script that waits for a port sees listeners of both families, and says so
+// where there is no sleep.
+func TestPortScript(t *testing.T) {
+	sh, err := exec.LookPath("sh")
+	if _, missing := os.Stat("/proc/net/tcp"); err != nil || missing != nil {
+		t.Skip("there is no shell, or no table of ports")
+	}
+	run := func(number int) int {
+		cmd := exec.Command(sh, "-c", fmt.Sprintf(portScript, number, noSleep))
+		cmd.Env = []string{"PATH=/nowhere"}
+		cmd.Run()
+		return cmd.ProcessState.ExitCode()
+	}
+	for _, network := range []string{"tcp4", "tcp6"} {
+		ln, err := net.Listen(network, "localhost:0")
+		if err != nil {
+			t.Log(err) // this machine speaks the other family only
+			continue
+		}
+		number := ln.Addr().(*net.TCPAddr).Port
+		if code := run(number); code != 0 {
+			t.Errorf("%s: exit code %d while something listens", network, code)
+		}
+		ln.Close()
+		if code := run(number); code != noSleep {
+			t.Errorf("%s: exit code %d while nothing listens", network, code)
+		}
+	}
+}
+
+func TestRoundedUp(t *testing.T) {
+	for q, want := range map[string]int64{"500m": 1, "1": 1, "1001m": 2, "2Gi": 2 << 30, "0.5": 1} {
+		if got := roundedUp(quantity(q)); got != want {
+			t.Errorf("%s: got %d, want %d", q, got, want)
+		}
+	}
 }
 
 // Values of wire messages are frozen, and ordered the same each time.

@@ -216,6 +216,8 @@ var commandAttributes = attributes[*command]{
 		"expect":      builtin("Command.expect", commandExpect),
 		"wait":        builtin("Command.wait", commandWait),
 		"kill":        builtin("Command.kill", commandKill),
+		"signal":      builtin("Command.signal", commandSignal),
+		"resize":      builtin("Command.resize", commandResize),
 		"send_input":  builtin("Command.send_input", commandSendInput),
 		"close_stdin": builtin("Command.close_stdin", commandCloseStdin),
 		"reconnect":   builtin("Command.reconnect", commandReconnect),
@@ -416,6 +418,33 @@ func commandKill(c *invocation) (starlark.Value, error) {
 	return starlark.None, c.self.(*command).cmd.Kill(c.Ctx)
 }
 
+func commandSignal(c *invocation) (starlark.Value, error) {
+	var name string
+	if err := c.unpack(&name); err != nil {
+		return nil, err
+	}
+	v := c.self.(*command)
+	if err := v.cmd.Signal(c.Ctx, name); err != nil {
+		return nil, &CommandError{v.line, err}
+	}
+	return starlark.None, nil
+}
+
+func commandResize(c *invocation) (starlark.Value, error) {
+	var cols, rows int
+	if err := c.unpack(&cols, &rows); err != nil {
+		return nil, err
+	}
+	if min(cols, rows) < 1 || max(cols, rows) > 65535 {
+		return nil, c.argumentError("got %d columns and %d rows, want 1 to 65535 of each", cols, rows)
+	}
+	v := c.self.(*command)
+	if err := v.cmd.Resize(c.Ctx, cols, rows); err != nil {
+		return nil, &CommandError{v.line, err}
+	}
+	return starlark.None, nil
+}
+
 func commandSendInput(c *invocation) (starlark.Value, error) {
 	var input data
 	if err := c.unpack(&input); err != nil {
@@ -457,14 +486,17 @@ func sandboxReconnect(c *invocation) (starlark.Value, error) {
 }
 
 // run is the method of the same name, of the sandbox that it is given.
-func run(c *invocation) (starlark.Value, error) {
+func run(c *invocation) (starlark.Value, error) { return c.onSandbox("Sandbox.run", sandboxRun) }
+
+// onSandbox calls a method of the sandbox that is the first argument.
+func (c *invocation) onSandbox(stub string, method builtinFunc) (starlark.Value, error) {
 	var sandbox *sandboxValue
 	var args starlark.Tuple
 	var kwargs []starlark.Tuple
 	if err := c.unpack(&sandbox, &args, &kwargs); err != nil {
 		return nil, err
 	}
-	return sandboxRun(&invocation{Task: c.Task, stub: "Sandbox.run", name: c.name, self: sandbox, args: args, kwargs: kwargs})
+	return method(&invocation{Task: c.Task, stub: stub, name: c.name, self: sandbox, args: args, kwargs: kwargs})
 }
 
 func shellQuoteCall(c *invocation) (starlark.Value, error) {

@@ -11,6 +11,7 @@ import (
 	"go.starlark.net/starlark"
 
 	"github.com/sbx-star/sbx-star/client"
+	"github.com/sbx-star/sbx-star/wire"
 )
 
 // This file defines the methods of a sandbox that read and write its files.
@@ -74,6 +75,130 @@ func sandboxExists(c *invocation) (starlark.Value, error) {
 		return err
 	})
 	return starlark.Bool(exists), err
+}
+
+func sandboxStat(c *invocation) (starlark.Value, error) {
+	var path string
+	var timeout seconds
+	if err := c.unpack(&path, &timeout); err != nil {
+		return nil, err
+	}
+	var info *client.FileInfo
+	err := c.transfer("looking at", path, timeout, func(ctx context.Context, box *client.Sandbox) (err error) {
+		info, err = box.Stat(ctx, path)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &record{"file_info", fileInfo{info.Size, info.ETag, info.LastModified, info.ContentType}}, nil
+}
+
+type fileInfo struct {
+	SizeBytes    int64  `json:"size_bytes"`
+	ETag         string `json:"etag,omitempty"`
+	LastModified string `json:"last_modified,omitempty"`
+	ContentType  string `json:"content_type,omitempty"`
+}
+
+func sandboxReadRange(c *invocation) (starlark.Value, error) {
+	var path string
+	var start, end, suffix optional[int64]
+	var ifRange, ifNoneMatch optional[string]
+	var timeout seconds
+	if err := c.unpack(&path, &start, &end, &suffix, &ifRange, &ifNoneMatch, &timeout); err != nil {
+		return nil, err
+	}
+	asked := client.Range{Start: start.ptr, End: end.ptr, Suffix: suffix.ptr, IfRange: ifRange.or(""), IfNoneMatch: ifNoneMatch.or("")}
+	var got *client.RangeResult
+	err := c.transfer("reading", path, timeout, func(ctx context.Context, box *client.Sandbox) (err error) {
+		got, err = box.ReadRange(ctx, path, asked)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &record{"file_range", fileRange{starlark.Bytes(got.Content), got.Start, got.Total, got.Partial, got.Unchanged, got.ETag, got.LastModified}}, nil
+}
+
+type fileRange struct {
+	Content      starlark.Bytes `json:"content"`
+	Start        int64          `json:"start"`
+	TotalBytes   *int64         `json:"total_bytes"`
+	Partial      bool           `json:"partial"`
+	Unchanged    bool           `json:"unchanged"`
+	ETag         string         `json:"etag,omitempty"`
+	LastModified string         `json:"last_modified,omitempty"`
+}
+
+// found is what a search has found.
+type found struct {
+	Matches   *starlark.List `json:"matches"`
+	Truncated bool           `json:"truncated"`
+}
+
+func newFound[T any](typ string, matches []T, truncated bool) starlark.Value {
+	list := starlark.NewList(nil)
+	for _, m := range matches {
+		list.Append(&record{typ, m})
+	}
+	list.Freeze()
+	return &record{"found", found{list, truncated}}
+}
+
+func sandboxLs(c *invocation) (starlark.Value, error) {
+	var path string
+	var limit positive[int]
+	if err := c.unpack(&path, &limit); err != nil {
+		return nil, err
+	}
+	return c.glob("listing", path, func(ctx context.Context, box *client.Sandbox) (*wire.GlobResult, error) {
+		return box.Ls(ctx, path, limit.or(0))
+	})
+}
+
+func sandboxGlob(c *invocation) (starlark.Value, error) {
+	var pattern, path string
+	var limit positive[int]
+	if err := c.unpack(&pattern, &path, &limit); err != nil {
+		return nil, err
+	}
+	return c.glob("searching", path, func(ctx context.Context, box *client.Sandbox) (*wire.GlobResult, error) {
+		return box.Glob(ctx, pattern, path, limit.or(0))
+	})
+}
+
+func (c *invocation) glob(what, path string, search func(context.Context, *client.Sandbox) (*wire.GlobResult, error)) (starlark.Value, error) {
+	var result *wire.GlobResult
+	err := c.transfer(what, path, searchTime, func(ctx context.Context, box *client.Sandbox) (err error) {
+		result, err = search(ctx, box)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return newFound("file_match", result.Matches, result.Truncated), nil
+}
+
+// searchTime is more than servers take for a search.
+const searchTime = seconds(60 * time.Second)
+
+func sandboxGrep(c *invocation) (starlark.Value, error) {
+	var text, path string
+	var files optional[string]
+	var limit positive[int]
+	if err := c.unpack(&text, &path, &files, &limit); err != nil {
+		return nil, err
+	}
+	var result *wire.GrepResult
+	err := c.transfer("searching", path, searchTime, func(ctx context.Context, box *client.Sandbox) (err error) {
+		result, err = box.Grep(ctx, text, path, files.or(""), limit.or(0))
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return newFound("text_match", result.Matches, result.Truncated), nil
 }
 
 // transfer calls f with the sandbox and a deadline.

@@ -29,6 +29,8 @@ type kind[T any] struct {
 	delete func(*client.Client, context.Context, string) error
 
 	attributes attributes[*remote[T]]
+
+	snapshots bool // templates only: in truth they are snapshots
 }
 
 // remote is a resource as it was seen last.
@@ -230,9 +232,15 @@ func (k *kind[T]) lacking(c *invocation, cl *client.Client) error {
 	if err != nil || slices.ContainsFunc(spoken, func(g string) bool { return slices.Contains(k.generations, g) }) {
 		return err
 	}
-	return &client.Error{Kind: client.ErrAPI, Message: fmt.Sprintf("this server has no %s: generation %s of the API has them, and it speaks %s",
-		plural(k.noun), enumerate(k.generations), enumerate(spoken))}
+	has, speaks := "generation "+k.generations[0]+" of the API has", enumerate(spoken)
+	if len(k.generations) > 1 {
+		has = "generations " + enumerate(k.generations) + " of the API have"
+	}
+	return &client.Error{Kind: client.ErrAPI, Err: errLacking, Message: fmt.Sprintf("this server has no %s: %s them, and it speaks %s", plural(k.noun), has, speaks)}
 }
+
+// errLacking is why a server does not do what belongs to another generation.
+var errLacking = errors.New("of another generation")
 
 func plural(noun string) string {
 	if noun == "registry" {

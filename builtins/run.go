@@ -102,10 +102,14 @@ func (r *Run) serverInfo(ctx context.Context, c *client.Client) (*wire.Info, err
 // generations are those of the API that the server speaks, oldest first.
 func (r *Run) generations(ctx context.Context, c *client.Client) ([]string, error) {
 	info, err := r.serverInfo(ctx, c)
-	if info != nil || err != nil {
-		return info.Generations, err
+	if err != nil {
+		return nil, err
 	}
-	return []string{wire.Seed, wire.Classic, wire.Head, wire.Late}, nil
+	if info != nil {
+		return info.Generations, nil
+	}
+	generation, err := c.Generation(ctx)
+	return []string{generation}, err
 }
 
 // warnOnce tells the user something that is worth telling once in a run.

@@ -29,6 +29,8 @@ func newSandboxNoun() *noun {
 			"list":   builtin("sandbox.list", sandboxList),
 			"update": builtin("sandbox.update", sandboxUpdate),
 			"delete": builtin("sandbox.delete", sandboxDelete),
+			"start":  builtin("sandbox.start", sandboxStart),
+			"stop":   builtin("sandbox.stop", sandboxStop),
 			"status": builtin("sandbox.status", sandboxStatus),
 			"wait":   builtin("sandbox.wait", sandboxWait),
 		},
@@ -81,6 +83,15 @@ var sandboxAttributes = attributes[*sandboxValue]{methods: map[string]*starlark.
 	"refresh":          builtin("Sandbox.refresh", sandboxGet),
 	"update":           builtin("Sandbox.update", sandboxUpdate),
 	"wait_for_port":    builtin("Sandbox.wait_for_port", sandboxWaitForPort),
+	"start":            builtin("Sandbox.start", sandboxStart),
+	"stop":             builtin("Sandbox.stop", sandboxStop),
+	"service":          builtin("Sandbox.service", sandboxService),
+	"download_url":     builtin("Sandbox.download_url", sandboxDownloadURL),
+	"stat":             builtin("Sandbox.stat", sandboxStat),
+	"read_range":       builtin("Sandbox.read_range", sandboxReadRange),
+	"ls":               builtin("Sandbox.ls", sandboxLs),
+	"glob":             builtin("Sandbox.glob", sandboxGlob),
+	"grep":             builtin("Sandbox.grep", sandboxGrep),
 	"capture_snapshot": builtin("Sandbox.capture_snapshot", sandboxCapture),
 	"delete":           builtin("Sandbox.delete", sandboxDelete),
 }}
@@ -113,8 +124,8 @@ var snapshotID = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$
 // request checks the arguments as a whole (protocol.md §9).
 func (a *sandboxArgs) request(c *invocation) (wire.BoxCreate, error) {
 	r := wire.BoxCreate{
-		TemplateName: a.template.name, SnapshotName: a.snapshotName.or(""),
-		Name: a.name.or(""), WaitForReady: a.waitForReady,
+		SnapshotName: a.snapshotName.or(""),
+		Name:         a.name.or(""), WaitForReady: a.waitForReady,
 		TTLSeconds: a.ttl.ptr, IdleTTLSeconds: a.idleTTL.ptr, DeleteAfterStopSeconds: a.deleteAfterStop.ptr,
 		VCPUs: a.vcpus.ptr, MemBytes: a.memBytes.ptr, FSCapacityBytes: a.fsCapacityBytes.ptr,
 		ProxyConfig: a.proxyConfig.text, MountConfig: a.mountConfig.text,
@@ -172,6 +183,12 @@ func createSandbox(c *invocation, a *sandboxArgs, scoped bool) (starlark.Value, 
 	}
 	cl, err := c.client()
 	if err != nil {
+		return nil, err
+	}
+	if err := a.template.from(c, cl, &request); err != nil {
+		return nil, err
+	}
+	if err := resolveSnapshot(c, cl, &request); err != nil {
 		return nil, err
 	}
 	c.warnUnenforced(cl, request.VCPUs != nil, request.MemBytes != nil, request.FSCapacityBytes != nil)
@@ -367,6 +384,32 @@ func sandboxDelete(c *invocation) (starlark.Value, error) {
 	}
 	if s, ok := c.self.(*sandboxValue); ok {
 		c.Run.drop(s.release)
+	}
+	return starlark.None, nil
+}
+
+func sandboxStart(c *invocation) (starlark.Value, error) {
+	var timeout seconds
+	cl, name, err := c.about(&timeout)
+	if err != nil {
+		return nil, err
+	}
+	box, err := cl.StartSandbox(c.Ctx, name, time.Duration(timeout))
+	return c.seenSandbox(cl, box, err)
+}
+
+func sandboxStop(c *invocation) (starlark.Value, error) {
+	cl, name, err := c.about()
+	if err != nil {
+		return nil, err
+	}
+	if err := cl.StopSandbox(c.Ctx, name); err != nil {
+		return nil, err
+	}
+	if s, ok := c.self.(*sandboxValue); ok {
+		stopped := *s.box.Load()
+		stopped.Status = wire.StatusStopped
+		s.box.Store(&stopped)
 	}
 	return starlark.None, nil
 }

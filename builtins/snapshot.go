@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -78,6 +79,23 @@ func findSnapshot(cl *client.Client, ctx context.Context, ref string) (*wire.Sna
 		return nil, &client.Error{Kind: client.ErrNotFound, ResourceType: "snapshot", Message: fmt.Sprintf("there is no snapshot %q", ref)}
 	}
 	return newest, nil
+}
+
+// resolveSnapshot puts an id in place of a name on a server that knows only ids.
+func resolveSnapshot(c *invocation, cl *client.Client, r *wire.BoxCreate) error {
+	if r.SnapshotName == "" {
+		return nil
+	}
+	spoken, err := c.Run.generations(c.Ctx, cl)
+	if err != nil || slices.Contains(spoken, wire.Head) || slices.Contains(spoken, wire.Late) {
+		return err
+	}
+	found, err := findSnapshot(cl, c.Ctx, r.SnapshotName)
+	if err != nil {
+		return newSnapshotKind().explain(c, cl, err)
+	}
+	r.SnapshotID, r.SnapshotName = found.ID, ""
+	return nil
 }
 
 // deleteSnapshot deletes by id, or by name.

@@ -1,10 +1,13 @@
 package builtins
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"math/big"
 	"slices"
 	"strings"
+	"time"
 
 	"go.starlark.net/starlark"
 
@@ -80,12 +83,97 @@ func templateEnsure(c *invocation, k *kind[wire.Template]) (starlark.Value, erro
 		create = func() (*wire.Template, error) { return cl.CreateTemplate(c.Ctx, want) }
 	}
 	v, found, err := k.ensure(c, cl, want.Name, ephemeral, create, fmt.Sprintf("give it an image to create it: template(%q, image = …)", want.Name))
+	if errors.Is(err, errLacking) && image.ptr != nil {
+		v, err = templateOfSnapshot(c, cl, want, ephemeral)
+		found = false
+	}
 	if err == nil && found {
 		if differences := templateDifferences(v.msg.Load(), &want); len(differences) > 0 {
 			return nil, k.differs(want.Name, strings.Join(differences, ", "))
 		}
 	}
 	return valueOrError(v, err)
+}
+
+// templateOfSnapshot is a template on a server without them: a snapshot of its
+// image. Its limits become those of the sandboxes that are made from it.
+func templateOfSnapshot(c *invocation, cl *client.Client, want wire.TemplateCreate, ephemeral bool) (*remote[wire.Template], error) {
+	if len(want.VolumeMounts) > 0 {
+		if err := newVolumeKind().lacking(c, cl); err != nil {
+			return nil, err
+		}
+	}
+	create := wire.SnapshotCreate{Name: want.Name, DockerImage: want.Image}
+	if storage := want.Resources.Storage; storage != "" {
+		bytes := quantity(storage)
+		if bytes == nil {
+			return nil, c.argumentError("parameter storage: %q is no quantity", storage)
+		}
+		create.FSCapacityBytes = roundedUp(bytes)
+	}
+	snapshot, err := ensureSnapshot(c, cl, newSnapshotKind(), create, templateTime, ephemeral)
+	if err != nil {
+		return nil, err
+	}
+	of := func(s *wire.Snapshot, err error) (*wire.Template, error) {
+		if err != nil {
+			return nil, err
+		}
+		return &wire.Template{ID: s.ID, Name: s.Name, Image: s.DockerImage, Resources: want.Resources,
+			VolumeMounts: []wire.VolumeMount{}, CreatedAt: s.CreatedAt, UpdatedAt: s.UpdatedAt}, nil
+	}
+	k := newTemplateKind()
+	k.snapshots, k.delete = true, deleteSnapshot
+	k.ref = func(t *wire.Template) string { return t.ID }
+	k.get = func(cl *client.Client, ctx context.Context, id string) (*wire.Template, error) {
+		return of(findSnapshot(cl, ctx, id))
+	}
+	msg, _ := of(snapshot.msg.Load(), nil)
+	v := k.value(cl, msg)
+	v.release = snapshot.release
+	return v, nil
+}
+
+// templateTime is how long an image may take to become a snapshot.
+const templateTime = seconds(5 * time.Minute)
+
+func roundedUp(n *big.Rat) int64 {
+	whole, rest := new(big.Int).QuoRem(n.Num(), n.Denom(), new(big.Int))
+	if rest.Sign() > 0 {
+		whole.Add(whole, big.NewInt(1))
+	}
+	return whole.Int64()
+}
+
+// from has the sandbox made from a template, which is a snapshot with limits on
+// a server without templates. What is set already stays.
+func (n *named) from(c *invocation, cl *client.Client, r *wire.BoxCreate) error {
+	if n.name == "" {
+		return nil
+	}
+	t, known := n.value.(*remote[wire.Template])
+	if !known || !t.kind.snapshots {
+		r.TemplateName = n.name
+		if known {
+			return nil
+		}
+		return newTemplateKind().lacking(c, cl) // it would be passed over
+	}
+	r.SnapshotID = n.name
+	limits := t.msg.Load().Resources
+	cpu, memory := quantity(limits.CPU), quantity(limits.Memory)
+	if cpu == nil || memory == nil {
+		return c.argumentError("parameter template: it has %q of cpu and %q of memory, want quantities such as \"500m\" and \"512Mi\"", limits.CPU, limits.Memory)
+	}
+	if r.VCPUs == nil {
+		n := int(roundedUp(cpu))
+		r.VCPUs = &n
+	}
+	if r.MemBytes == nil {
+		n := roundedUp(memory)
+		r.MemBytes = &n
+	}
+	return nil
 }
 
 // templateDifferences says how the template that exists differs from the wanted

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"strings"
 	"sync"
@@ -18,15 +19,31 @@ import (
 )
 
 // This file defines the handle of a running command: a reader of a session that
-// the sandbox keeps, which can be replaced at any byte (protocol.md §6.4–§6.9).
+// the sandbox keeps, which can be replaced at any byte (protocol.md §6.4–§6.9,
+// and §15 for servers of this project).
 
-// Chunk is a piece of one output stream. It never splits a character.
+// Chunk is a piece of one output stream. It never splits a character. It is
+// empty only where the stream ends in a gap.
 type Chunk struct {
 	Stream string // wire.Stdout or wire.Stderr
-	Data   string
-	Offset int64 // bytes of the stream before it
-	Gap    int64 // bytes lost right before it, which the sandbox no longer had
+	Data   string // with U+FFFD for each byte that is not UTF-8
+	Offset int64  // bytes of the stream before it
+	Gap    int64  // bytes lost right before it, which the sandbox no longer had
+
+	// Raw is the bytes behind Data: what the command wrote, where the server
+	// speaks exec.v1, and its own rendering of that elsewhere.
+	Raw string
 }
+
+// A dialect is how a command's output is sent and counted: both ends stay with
+// the one that a handle has begun with, because offsets differ (§15).
+type dialect int
+
+const (
+	undecided dialect = iota
+	asText            // §6
+	asBytes           // exec.v1
+)
 
 // Command is a handle on a command. Next, Result and what they are used by are
 // for one goroutine at a time; the other methods are for any. Close it when
@@ -39,6 +56,7 @@ type Command struct {
 	attaching chan struct{} // held by the one attachment at a time
 
 	mu          sync.Mutex // guards what follows
+	dialect     dialect
 	id          string
 	pid         int
 	sock        *socket // nil while detached
@@ -52,12 +70,13 @@ type Command struct {
 	// What follows belongs to who calls Next.
 	held     [2]string // an incomplete character at the end of what was received
 	gap      [2]int64  // bytes lost before what is received next
-	output   [2]strings.Builder
+	output   [2]output
 	queue    []piece
 	attempts int
 	started  time.Time
 	duration time.Duration
 	exitCode int
+	signal   string
 	final    error // io.EOF after the exit
 }
 
@@ -66,6 +85,30 @@ type Command struct {
 type piece struct {
 	Chunk
 	end int64
+}
+
+// output is all that has come of a stream.
+type output struct {
+	text strings.Builder
+	raw  *strings.Builder // nil as long as it is the text
+}
+
+func (o *output) add(c Chunk) {
+	if o.raw == nil && c.Raw != c.Data {
+		o.raw = &strings.Builder{}
+		o.raw.WriteString(o.text.String())
+	}
+	if o.raw != nil {
+		o.raw.WriteString(c.Raw)
+	}
+	o.text.WriteString(c.Data)
+}
+
+func (o *output) bytes() string {
+	if o.raw != nil {
+		return o.raw.String()
+	}
+	return o.text.String()
 }
 
 const (
@@ -130,8 +173,8 @@ func (s *Sandbox) Reconnect(commandID string, o ReconnectOptions) *Command {
 	return c
 }
 
-// ReconnectOptions say from where to read on, in bytes, and what the caller
-// knows of the command.
+// ReconnectOptions say from where to read on, in bytes as Offsets of a handle on
+// the same server has told them, and what the caller knows of the command.
 type ReconnectOptions struct {
 	StdoutOffset, StderrOffset int64
 	StdinClosed, PTY           bool
@@ -180,6 +223,7 @@ func (c *Command) start(ctx context.Context, deadline time.Time) (sent bool, err
 			c.sandbox.client.ignoresIDs.Store(true)
 		}
 		c.id, c.pid, c.sock, c.started = m.CommandID, m.PID, sock, time.Now()
+		c.dialect = sock.dialect()
 		return true, nil
 	case *wire.ExecError:
 		return true, c.commandError(m, "command")
@@ -197,12 +241,25 @@ func (c *Command) mayStartAgain(sent bool, err error) bool {
 }
 
 func (c *Command) open(ctx context.Context, timeout time.Duration) (*socket, error) {
+	c.mu.Lock()
+	begun, id := c.dialect, c.id
+	c.mu.Unlock()
+	var offer []string
+	if begun != asText {
+		offer = []string{wire.ExecV1}
+	}
 	client := c.sandbox.client
-	conn, err := client.upgrade(ctx, c.sandbox.dataplane("execute/ws", true), c.options.Headers, timeout)
+	conn, err := client.upgrade(ctx, c.sandbox.dataplane("execute/ws", true), c.options.Headers, timeout, offer...)
 	if err != nil {
 		return nil, err
 	}
-	return newSocket(conn, client.websocket), nil
+	sock := newSocket(conn, client.websocket)
+	if begun != undecided && sock.dialect() != begun {
+		sock.close()
+		return nil, &Error{Kind: ErrOperation, Operation: "reconnect",
+			Message: fmt.Sprintf("the server has changed between speaking %s and not, so this handle cannot find its place in the output of command %s again; a new one can read it from the beginning", wire.ExecV1, id)}
+	}
+	return sock, nil
 }
 
 // reconnectDelay is the wait before attempt n, counted from 1 (§4.2, §6.8).
@@ -236,8 +293,10 @@ func (c *Command) Offsets() (stdout, stderr int64) {
 func (c *Command) Reconnect() *Command {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.sandbox.Reconnect(c.id, ReconnectOptions{StdoutOffset: c.delivered[0], StderrOffset: c.delivered[1],
+	again := c.sandbox.Reconnect(c.id, ReconnectOptions{StdoutOffset: c.delivered[0], StderrOffset: c.delivered[1],
 		StdinClosed: c.stdinClosed, PTY: c.options.PTY, Headers: c.options.Headers})
+	again.dialect = c.dialect
+	return again
 }
 
 // Next returns the next piece of output, io.EOF after the command's exit, or
@@ -272,7 +331,7 @@ func (c *Command) deliver() Chunk {
 	first := c.queue[0]
 	c.queue = c.queue[1:]
 	i := index(first.Stream)
-	c.output[i].WriteString(first.Data)
+	c.output[i].add(first.Chunk)
 	c.mu.Lock()
 	c.delivered[i] = first.end
 	c.mu.Unlock()
@@ -322,9 +381,16 @@ func (c *Command) receive(ctx context.Context, sock *socket) error {
 	case *wire.Output:
 		c.attempts = 0
 		c.take(index(m.Stream), string(m.Data), m.Offset)
+	case *wire.Gap:
+		c.attempts = 0
+		c.skip(index(m.Stream), m.To)
 	case *wire.Exit:
 		c.flush()
 		c.end(true, m.ExitCode, io.EOF)
+		c.signal = m.Signal
+		if m.DurationMS > 0 {
+			c.duration = time.Duration(m.DurationMS) * time.Millisecond
+		}
 	case *wire.ExecError:
 		c.flush()
 		operation := "command"
@@ -376,15 +442,25 @@ func (c *Command) take(i int, data string, offset int64) {
 	if data == "" {
 		return
 	}
-	gap := offset - at
-	if gap > 0 {
-		c.queueText(i, c.held[i], 0) // it will not be completed
-		c.held[i] = ""
-	}
+	c.skip(i, offset)
 	data = c.held[i] + data
 	whole := len(data) - incomplete(data)
 	c.held[i] = data[whole:]
-	c.queueText(i, data[:whole], gap)
+	c.queueText(i, data[:whole])
+}
+
+// skip goes on at an offset behind which nothing is known.
+func (c *Command) skip(i int, to int64) {
+	gap := to - c.position(i)
+	if gap <= 0 {
+		return
+	}
+	c.queueText(i, c.held[i]) // it will not be completed
+	c.held[i] = ""
+	c.gap[i] += gap
+	c.mu.Lock()
+	c.received[i] = to
+	c.mu.Unlock()
 }
 
 // position is the offset of the byte that is expected next.
@@ -394,26 +470,39 @@ func (c *Command) position(i int) int64 {
 	return c.received[i] + int64(len(c.held[i]))
 }
 
-// queueText queues text, which starts where the stream stands plus the gap.
-func (c *Command) queueText(i int, text string, gap int64) {
+// queueText queues what comes next in a stream, and what was lost before it.
+func (c *Command) queueText(i int, text string) {
+	if text == "" {
+		return
+	}
 	c.mu.Lock()
-	offset := c.received[i] + gap
+	offset := c.received[i]
 	end := offset + int64(len(text))
 	c.received[i] = end
 	c.mu.Unlock()
-	c.gap[i] += gap
-	if text != "" {
-		c.queue = append(c.queue, piece{Chunk{streams[i], strings.ToValidUTF8(text, "\ufffd"), offset, c.gap[i]}, end})
-		c.gap[i] = 0
+	c.queue = append(c.queue, piece{Chunk{streams[i], valid(text), offset, c.gap[i], text}, end})
+	c.gap[i] = 0
+}
+
+// flush gives up waiting for the rest of characters, and for what follows a gap.
+func (c *Command) flush() {
+	for i, held := range c.held {
+		c.queueText(i, held)
+		c.held[i] = ""
+		if c.gap[i] > 0 {
+			end := c.position(i)
+			c.queue = append(c.queue, piece{Chunk{Stream: streams[i], Offset: end, Gap: c.gap[i]}, end})
+			c.gap[i] = 0
+		}
 	}
 }
 
-// flush gives up waiting for the rest of characters.
-func (c *Command) flush() {
-	for i, held := range c.held {
-		c.queueText(i, held, 0)
-		c.held[i] = ""
+// valid is s with U+FFFD for each byte that is part of no character.
+func valid(s string) string {
+	if utf8.ValidString(s) {
+		return s
 	}
+	return string([]rune(s))
 }
 
 // incomplete is how many bytes at the end of s are the start of a character.
@@ -467,7 +556,7 @@ func (c *Command) end(finished bool, exitCode int, final error) {
 
 // collected is the output so far, queued chunks included.
 func (c *Command) collected() (stdout, stderr string) {
-	text := [2]string{c.output[0].String(), c.output[1].String()}
+	text := [2]string{c.output[0].text.String(), c.output[1].text.String()}
 	for _, chunk := range c.queue {
 		text[index(chunk.Stream)] += chunk.Data
 	}
@@ -565,7 +654,7 @@ func (c *Command) attached(ctx context.Context) (*socket, error) {
 		sock.close()
 		return nil, errDetached
 	}
-	sock.again, c.sock = true, sock
+	sock.again, c.sock, c.dialect = true, sock, sock.dialect()
 	return sock, nil
 }
 
@@ -573,7 +662,8 @@ func (c *Command) attached(ctx context.Context) (*socket, error) {
 func (c *Command) Result(ctx context.Context) (*Result, error) {
 	for {
 		if _, err := c.Next(ctx); err == io.EOF {
-			return &Result{c.output[0].String(), c.output[1].String(), c.exitCode, c.ID(), c.duration}, nil
+			return &Result{Stdout: c.output[0].text.String(), Stderr: c.output[1].text.String(), ExitCode: c.exitCode, CommandID: c.ID(), Duration: c.duration,
+				RawStdout: c.output[0].bytes(), RawStderr: c.output[1].bytes(), Signal: c.signal}, nil
 		} else if err != nil {
 			return nil, err
 		}
@@ -626,14 +716,11 @@ func (c *Command) wake() {
 	}
 }
 
-// SendInput writes to the command's stdin. Over this protocol input is text:
-// other bytes are refused. It waits while the command does not read. Input that
+// SendInput writes to the command's stdin. Bytes that are not UTF-8 are refused
+// unless the server speaks exec.v1: elsewhere input is text. It waits while the command does not read. Input that
 // cannot be sent because the connection is down is an error, and after the
 // command's end it has no effect.
 func (c *Command) SendInput(ctx context.Context, data []byte) error {
-	if !utf8.Valid(data) {
-		return argumentError("input must be UTF-8 text; write other bytes to a file and redirect the command's stdin from it")
-	}
 	c.mu.Lock()
 	finished, closed := c.finished, c.stdinClosed
 	c.mu.Unlock()
@@ -647,10 +734,15 @@ func (c *Command) SendInput(ctx context.Context, data []byte) error {
 	if err != nil {
 		return err
 	}
+	if !sock.v1 && !utf8.Valid(data) {
+		return argumentError("to this server, input must be UTF-8 text; write other bytes to a file and redirect the command's stdin from it")
+	}
 	for len(data) > 0 {
 		piece := data[:min(len(data), inputPiece)]
-		piece = piece[:len(piece)-incomplete(string(piece[max(0, len(piece)-utf8.UTFMax):]))]
-		if err := sock.write(ctx, unbounded, &wire.Input{Data: string(piece)}); err != nil {
+		if !sock.v1 {
+			piece = piece[:len(piece)-incomplete(string(piece[max(0, len(piece)-utf8.UTFMax):]))]
+		}
+		if err := sock.writeInput(ctx, piece); err != nil {
 			return err
 		}
 		data = data[len(piece):]
@@ -673,6 +765,56 @@ func (c *Command) CloseStdin(ctx context.Context) error {
 		sock.write(ctx, unbounded, &wire.CloseStdin{}) // if it is lost, the next attachment says it again
 	}
 	return nil
+}
+
+// signalNames are the signals of Linux, which is what runs in sandboxes.
+const signalNames = " HUP INT QUIT ILL TRAP ABRT BUS FPE KILL USR1 SEGV USR2 PIPE ALRM TERM STKFLT CHLD CONT STOP TSTP TTIN TTOU URG XCPU XFSZ VTALRM PROF WINCH IO PWR SYS "
+
+// Signal sends a signal to the command's process group, by its name, as in TERM
+// or SIGTERM. A server that does not speak exec.v1 can do none but KILL, which is
+// what Kill does: the error is ErrOperation. It is sent once, and if the
+// connection is down that may be never: ErrConnection. After the command's end it
+// has no effect.
+func (c *Command) Signal(ctx context.Context, name string) error {
+	name = strings.TrimPrefix(name, "SIG")
+	switch {
+	case strings.Contains(name, " ") || !strings.Contains(signalNames, " "+name+" "):
+		return argumentError("there is no signal %q; give a name such as TERM, INT or HUP", name)
+	case name == "KILL":
+		return c.Kill(ctx)
+	}
+	return c.tell(ctx, &wire.Signal{Signal: name}, "signals other than KILL")
+}
+
+// Resize sets the size of the command's terminal, in characters. A server that
+// does not speak exec.v1 cannot do that, nor can a command without a terminal be
+// told to: the error is ErrOperation. After the command's end it has no effect.
+func (c *Command) Resize(ctx context.Context, cols, rows int) error {
+	if cols < 1 || cols > math.MaxUint16 || rows < 1 || rows > math.MaxUint16 {
+		return argumentError("a terminal of %d columns and %d rows cannot be; give 1 to %d of each", cols, rows, math.MaxUint16)
+	}
+	if !c.options.PTY {
+		return &Error{Kind: ErrOperation, Operation: "command", Message: "the command does not run on a terminal, so there is nothing to resize"}
+	}
+	return c.tell(ctx, &wire.Resize{Cols: cols, Rows: rows}, "a change of the terminal's size")
+}
+
+// tell sends a message that only exec.v1 has; what is what it asks for.
+func (c *Command) tell(ctx context.Context, m wire.Message, what string) error {
+	c.mu.Lock()
+	finished := c.finished
+	c.mu.Unlock()
+	if finished {
+		return nil
+	}
+	sock, err := c.attached(ctx)
+	if err != nil {
+		return err
+	}
+	if !sock.v1 {
+		return &Error{Kind: ErrOperation, Operation: "command", Message: fmt.Sprintf("this server knows no %s: it does not speak %s", what, wire.ExecV1)}
+	}
+	return sock.write(ctx, sock.timeouts.Close, m)
 }
 
 // Close detaches: the command goes on without a reader, by the rules it was

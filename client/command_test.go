@@ -104,7 +104,8 @@ type sockets struct {
 	serve   []func(*peer)
 	opened  atomic.Int32
 	running sync.WaitGroup
-	refusal answer // 404 if empty
+	refusal answer           // 404 if empty
+	speaks  func(n int) bool // exec.v1 on connection n; nil never does
 }
 
 func (s *sockets) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -120,6 +121,9 @@ func (s *sockets) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	upgrader := websocket.Upgrader{ReadBufferSize: 1 << 10, WriteBufferSize: 1 << 10}
+	if s.speaks != nil && s.speaks(n) {
+		upgrader.Subprotocols = []string{wire.ExecV1}
+	}
 	conn, err := upgrader.Upgrade(w, r, nil)
 	if err != nil {
 		return
@@ -198,7 +202,7 @@ func TestExchange(t *testing.T) {
 	cmd := mustStart(t, b, RunOptions{Command: "echo hé; sleep 9", Timeout: time.Minute, CommandID: id})
 	wantEqual(t, "id and pid", fmt.Sprint(cmd.ID(), cmd.PID()), id+"42")
 	chunk, err := cmd.Next(t.Context())
-	if err != nil || chunk != (Chunk{"stdout", "hé\n", 0, 0}) {
+	if err != nil || chunk != (Chunk{"stdout", "hé\n", 0, 0, "hé\n"}) {
 		t.Fatalf("got %+v, %v", chunk, err)
 	}
 	for range 2 {
@@ -252,14 +256,14 @@ func TestEveryCommandHasItsOwnID(t *testing.T) {
 }
 
 func TestHeadersOfUpgrades(t *testing.T) {
-	check := func(p *peer) {
+	check := func(p *peer, offered ...string) {
 		wantEqual(t, "path", p.request.RequestURI, "/sb-1/execute/ws")
-		for name, want := range map[string][]string{"X-Api-Key": {apiKey}, "X-Call": {"1"}, "User-Agent": {"sbx-star"}, "Origin": nil, "Sec-Websocket-Protocol": nil} {
+		for name, want := range map[string][]string{"X-Api-Key": {apiKey}, "X-Call": {"1"}, "User-Agent": {"sbx-star"}, "Origin": nil, "Sec-Websocket-Protocol": offered} {
 			wantEqual(t, name, p.request.Header[name], want)
 		}
 	}
 	b, _, _ := talk(t,
-		func(p *peer) { check(p); p.start() },
+		func(p *peer) { check(p, wire.ExecV1); p.start() }, // and stays with what it got
 		func(p *peer) { check(p); p.start(); p.say(`{"type":"exit","exit_code":0}`); p.untilEnd() },
 		func(p *peer) { check(p); p.start(); p.say(`{"type":"exit","exit_code":0}`); p.untilEnd() },
 	)
@@ -326,12 +330,16 @@ type session struct {
 	refuses  func(p *peer) bool       // closes before the acknowledgement; nil never does
 	messages func(p *peer, at [2]int) // what is sent after it
 
+	v1     bool
 	opened atomic.Int32
 }
 
 func (s *session) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.opened.Add(1)
 	upgrader := websocket.Upgrader{}
+	if s.v1 {
+		upgrader.Subprotocols = []string{wire.ExecV1}
+	}
 	conn, err := upgrader.Upgrade(w, r, nil)
 	if err != nil {
 		return
@@ -556,8 +564,14 @@ func TestAStreamCutAtRandom(t *testing.T) {
 	}
 }
 
-// chunksOf reads a command to its end.
-func chunksOf(t *testing.T, cmd *Command) (chunks []Chunk) {
+// seen is what a chunk's reader looks at.
+type seen struct {
+	Stream, Data string
+	Offset, Gap  int64
+}
+
+// chunksOf reads a command to its end, and checks what is behind its text.
+func chunksOf(t *testing.T, cmd *Command) (chunks []seen) {
 	t.Helper()
 	for {
 		chunk, err := cmd.Next(t.Context())
@@ -567,7 +581,10 @@ func chunksOf(t *testing.T, cmd *Command) (chunks []Chunk) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		chunks = append(chunks, chunk)
+		if string([]rune(chunk.Raw)) != chunk.Data {
+			t.Errorf("behind %q is %q", chunk.Data, chunk.Raw)
+		}
+		chunks = append(chunks, seen{chunk.Stream, chunk.Data, chunk.Offset, chunk.Gap})
 	}
 }
 
@@ -576,25 +593,25 @@ func TestChunks(t *testing.T) {
 		func(data string, offset int) string { return rawOutput("stderr", []byte(data), offset) }
 	for what, x := range map[string]struct {
 		messages []string
-		want     []Chunk
+		want     []seen
 	}{
-		"in order":          {[]string{out("a", 0), errs("b", 0), out("c", 1)}, []Chunk{{"stdout", "a", 0, 0}, {"stderr", "b", 0, 0}, {"stdout", "c", 1, 0}}},
-		"empty":             {[]string{out("", 0), out("a", 0)}, []Chunk{{"stdout", "a", 0, 0}}},
-		"overlapping":       {[]string{out("abc", 0), out("bcd", 1)}, []Chunk{{"stdout", "abc", 0, 0}, {"stdout", "d", 3, 0}}},
-		"repeated":          {[]string{out("abc", 0), out("abc", 0), out("b", 1)}, []Chunk{{"stdout", "abc", 0, 0}}},
-		"split":             {[]string{out("a\xe2", 0), out("\x82", 2), out("\xacb", 3)}, []Chunk{{"stdout", "a", 0, 0}, {"stdout", "€b", 1, 0}}},
-		"split, repeated":   {[]string{out("a\xe2\x82", 0), out("\xe2\x82\xac", 1)}, []Chunk{{"stdout", "a", 0, 0}, {"stdout", "€", 1, 0}}},
-		"split, two ways":   {[]string{out("\xc3", 0), errs("\xe2", 0), out("\xa9", 1), errs("\x82\xac", 1)}, []Chunk{{"stdout", "é", 0, 0}, {"stderr", "€", 0, 0}}},
-		"half at the end":   {[]string{out("a\xe2\x82", 0), errs("\xf0\x9f\x98", 0)}, []Chunk{{"stdout", "a", 0, 0}, {"stdout", "\ufffd", 1, 0}, {"stderr", "\ufffd", 0, 0}}},
-		"not UTF-8":         {[]string{out("a\xff\x80b", 0), out("c", 4)}, []Chunk{{"stdout", "a\ufffdb", 0, 0}, {"stdout", "c", 4, 0}}},
-		"a gap":             {[]string{out("a", 0), out("b", 10)}, []Chunk{{"stdout", "a", 0, 0}, {"stdout", "b", 10, 9}}},
-		"a gap of one":      {[]string{errs("a", 5), out("b", 0)}, []Chunk{{"stderr", "a", 5, 5}, {"stdout", "b", 0, 0}}},
-		"a gap in a letter": {[]string{out("a\xe2", 0), out("b", 10)}, []Chunk{{"stdout", "a", 0, 0}, {"stdout", "\ufffd", 1, 0}, {"stdout", "b", 10, 8}}},
-		"half after a gap":  {[]string{out("a", 0), out("\xc3", 10), out("\xa9", 11)}, []Chunk{{"stdout", "a", 0, 0}, {"stdout", "é", 10, 9}}},
-		"gaps, no letters":  {[]string{out("\xc3", 10), out("\xc3", 20), out("a", 21)}, []Chunk{{"stdout", "\ufffd", 10, 10}, {"stdout", "\ufffda", 20, 9}}},
-		"below zero":        {[]string{out("a", -3), out("b", math.MinInt64), out("c", 1)}, []Chunk{{"stdout", "a", 0, 0}, {"stdout", "c", 1, 0}}},
-		"unknown":           {[]string{`{"type":"news"}`, out("a", 0), `{"type":"started","command_id":"other","pid":1}`}, []Chunk{{"stdout", "a", 0, 0}}},
-		"without offset":    {[]string{`{"type":"stdout","data":"a"}`}, []Chunk{{"stdout", "a", 0, 0}}},
+		"in order":          {[]string{out("a", 0), errs("b", 0), out("c", 1)}, []seen{{"stdout", "a", 0, 0}, {"stderr", "b", 0, 0}, {"stdout", "c", 1, 0}}},
+		"empty":             {[]string{out("", 0), out("a", 0)}, []seen{{"stdout", "a", 0, 0}}},
+		"overlapping":       {[]string{out("abc", 0), out("bcd", 1)}, []seen{{"stdout", "abc", 0, 0}, {"stdout", "d", 3, 0}}},
+		"repeated":          {[]string{out("abc", 0), out("abc", 0), out("b", 1)}, []seen{{"stdout", "abc", 0, 0}}},
+		"split":             {[]string{out("a\xe2", 0), out("\x82", 2), out("\xacb", 3)}, []seen{{"stdout", "a", 0, 0}, {"stdout", "€b", 1, 0}}},
+		"split, repeated":   {[]string{out("a\xe2\x82", 0), out("\xe2\x82\xac", 1)}, []seen{{"stdout", "a", 0, 0}, {"stdout", "€", 1, 0}}},
+		"split, two ways":   {[]string{out("\xc3", 0), errs("\xe2", 0), out("\xa9", 1), errs("\x82\xac", 1)}, []seen{{"stdout", "é", 0, 0}, {"stderr", "€", 0, 0}}},
+		"half at the end":   {[]string{out("a\xe2\x82", 0), errs("\xf0\x9f\x98", 0)}, []seen{{"stdout", "a", 0, 0}, {"stdout", "\ufffd\ufffd", 1, 0}, {"stderr", "\ufffd\ufffd\ufffd", 0, 0}}},
+		"not UTF-8":         {[]string{out("a\xff\x80b", 0), out("c", 4)}, []seen{{"stdout", "a\ufffd\ufffdb", 0, 0}, {"stdout", "c", 4, 0}}},
+		"a gap":             {[]string{out("a", 0), out("b", 10)}, []seen{{"stdout", "a", 0, 0}, {"stdout", "b", 10, 9}}},
+		"a gap of one":      {[]string{errs("a", 5), out("b", 0)}, []seen{{"stderr", "a", 5, 5}, {"stdout", "b", 0, 0}}},
+		"a gap in a letter": {[]string{out("a\xe2", 0), out("b", 10)}, []seen{{"stdout", "a", 0, 0}, {"stdout", "\ufffd", 1, 0}, {"stdout", "b", 10, 8}}},
+		"half after a gap":  {[]string{out("a", 0), out("\xc3", 10), out("\xa9", 11)}, []seen{{"stdout", "a", 0, 0}, {"stdout", "é", 10, 9}}},
+		"gaps, no letters":  {[]string{out("\xc3", 10), out("\xc3", 20), out("a", 21)}, []seen{{"stdout", "\ufffd", 10, 10}, {"stdout", "\ufffda", 20, 9}}},
+		"below zero":        {[]string{out("a", -3), out("b", math.MinInt64), out("c", 1)}, []seen{{"stdout", "a", 0, 0}, {"stdout", "c", 1, 0}}},
+		"unknown":           {[]string{`{"type":"news"}`, out("a", 0), `{"type":"started","command_id":"other","pid":1}`}, []seen{{"stdout", "a", 0, 0}}},
+		"without offset":    {[]string{`{"type":"stdout","data":"a"}`}, []seen{{"stdout", "a", 0, 0}}},
 	} {
 		b, _, _ := talk(t, func(p *peer) {
 			p.start()
@@ -638,7 +655,7 @@ func TestAHeldCharacterIsAskedForAgain(t *testing.T) {
 		p.say(rawOutput("stdout", []byte("\xe2\x82\xac"), 5), `{"type":"exit","exit_code":0}`)
 		p.untilEnd()
 	})
-	wantEqual(t, "chunks", chunksOf(t, mustStart(t, b, RunOptions{})), []Chunk{{"stdout", "a", 0, 0}, {"stdout", "€", 5, 4}})
+	wantEqual(t, "chunks", chunksOf(t, mustStart(t, b, RunOptions{})), []seen{{"stdout", "a", 0, 0}, {"stdout", "€", 5, 4}})
 }
 
 // many is the same handler n times.

@@ -37,7 +37,10 @@ type Result struct {
 	Stdout, Stderr string // as much as the handle saw
 	ExitCode       int    // 128+n if signal n ended it
 	CommandID      string
-	Duration       time.Duration // from its start, or from the attachment, to its end as seen from here
+	Duration       time.Duration // of the command, if the server tells; else from its start, or the attachment, to its end as seen from here
+
+	RawStdout, RawStderr string // the bytes behind Stdout and Stderr; see Chunk
+	Signal               string // that ended it, as in TERM; "" for none or if the server does not tell
 }
 
 // Run runs a command and waits for its end. When ctx ends first, the command is
@@ -88,7 +91,8 @@ func (s *Sandbox) Exec(ctx context.Context, o RunOptions) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Result{response.Stdout, response.Stderr, response.ExitCode, "", time.Since(started)}, nil
+	return &Result{Stdout: response.Stdout, Stderr: response.Stderr, ExitCode: response.ExitCode, Duration: time.Since(started),
+		RawStdout: response.Stdout, RawStderr: response.Stderr}, nil
 }
 
 func (o RunOptions) validate() error {

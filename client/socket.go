@@ -51,8 +51,9 @@ func (t WebSocketTimeouts) withDefaults() WebSocketTimeouts {
 // grow sixfold in JSON, and other servers may send more.
 const maxMessage = 16 << 20
 
-// upgrade opens a WebSocket within the timeout.
-func (c *Client) upgrade(ctx context.Context, to endpoint, headers http.Header, timeout time.Duration) (*websocket.Conn, error) {
+// upgrade opens a WebSocket within the timeout. It offers the subprotocols, and
+// the server may have chosen none of them.
+func (c *Client) upgrade(ctx context.Context, to endpoint, headers http.Header, timeout time.Duration, subprotocols ...string) (*websocket.Conn, error) {
 	if to.err != nil {
 		return nil, to.err
 	}
@@ -67,7 +68,7 @@ func (c *Client) upgrade(ctx context.Context, to endpoint, headers http.Header, 
 	opening, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	dial, below := c.dial, &openingConn{}
-	dialer := websocket.Dialer{ReadBufferSize: 64 << 10, WriteBufferSize: 16 << 10}
+	dialer := websocket.Dialer{ReadBufferSize: 64 << 10, WriteBufferSize: 16 << 10, Subprotocols: subprotocols}
 	if dial == nil {
 		dial, dialer.Proxy = new(net.Dialer).DialContext, http.ProxyFromEnvironment
 	}
@@ -137,6 +138,7 @@ func upgradeError(path string, response *http.Response) *Error {
 type socket struct {
 	conn     *websocket.Conn
 	timeouts WebSocketTimeouts
+	v1       bool              // exec.v1 is spoken here (§15), and §6 if not
 	frames   chan wire.Message // closed after the last one, when err is set
 	err      error
 	again    bool // opened to re-attach
@@ -151,7 +153,7 @@ type socket struct {
 const queuedFrames = 16
 
 func newSocket(conn *websocket.Conn, timeouts WebSocketTimeouts) *socket {
-	s := &socket{conn: conn, timeouts: timeouts, frames: make(chan wire.Message, queuedFrames), quit: make(chan struct{}), writing: make(chan struct{}, 1)}
+	s := &socket{conn: conn, timeouts: timeouts, v1: conn.Subprotocol() == wire.ExecV1, frames: make(chan wire.Message, queuedFrames), quit: make(chan struct{}), writing: make(chan struct{}, 1)}
 	conn.SetReadLimit(maxMessage)
 	conn.SetPongHandler(func(string) error { return s.expectSomething() })
 	answer := conn.PingHandler()
@@ -162,6 +164,13 @@ func newSocket(conn *websocket.Conn, timeouts WebSocketTimeouts) *socket {
 	s.running.Go(s.read)
 	s.running.Go(s.ping)
 	return s
+}
+
+func (s *socket) dialect() dialect {
+	if s.v1 {
+		return asBytes
+	}
+	return asText
 }
 
 // expectSomething moves the time by which the peer must have shown life.
@@ -175,12 +184,12 @@ func (s *socket) read() {
 	defer close(s.frames)
 	for {
 		s.expectSomething()
-		_, data, err := s.conn.ReadMessage()
+		kind, data, err := s.conn.ReadMessage()
 		if err != nil {
 			s.err = lostError(err)
 			return
 		}
-		m, err := wire.DecodeMessage(data)
+		m, err := s.decode(kind, data)
 		if err != nil {
 			s.err = &Error{Kind: ErrClient, Message: "the server sent something that is not of the protocol: " + err.Error(), Err: err}
 			return
@@ -192,6 +201,30 @@ func (s *socket) read() {
 			return
 		}
 	}
+}
+
+// decode reads a message. Output is bytes under exec.v1 and text otherwise, which
+// are not mixed, because their offsets count different things.
+func (s *socket) decode(kind int, data []byte) (wire.Message, error) {
+	if s.v1 && kind == websocket.BinaryMessage {
+		stream, offset, raw, err := wire.DecodeOutput(data)
+		return &wire.Output{Stream: stream, Data: wire.Text(raw), Offset: offset}, err
+	}
+	m, err := wire.DecodeMessage(data)
+	switch m := m.(type) {
+	case *wire.Output:
+		if s.v1 {
+			return nil, fmt.Errorf("it agreed to %s, and sends output as text", wire.ExecV1)
+		}
+	case *wire.Gap:
+		if !s.v1 {
+			return &wire.Unknown{Type: wire.MessageType(m)}, nil
+		}
+		if m.Stream != wire.Stdout && m.Stream != wire.Stderr {
+			return nil, fmt.Errorf("a gap in the stream %q", m.Stream)
+		}
+	}
+	return m, err
 }
 
 var errDetached = &Error{Kind: ErrConnection, Message: "the handle was closed"}
@@ -247,6 +280,19 @@ func (s *socket) write(ctx context.Context, limit time.Duration, m wire.Message)
 	if err != nil {
 		return argumentError("the message cannot be written as JSON: %v", err)
 	}
+	return s.send(ctx, limit, websocket.TextMessage, text)
+}
+
+// writeInput is write for input, of which each piece may take as long as the
+// command does not read it.
+func (s *socket) writeInput(ctx context.Context, piece []byte) error {
+	if s.v1 {
+		return s.send(ctx, unbounded, websocket.BinaryMessage, wire.AppendStdin(nil, piece))
+	}
+	return s.write(ctx, unbounded, &wire.Input{Data: string(piece)})
+}
+
+func (s *socket) send(ctx context.Context, limit time.Duration, kind int, message []byte) error {
 	limited, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	select {
@@ -256,7 +302,7 @@ func (s *socket) write(ctx context.Context, limit time.Duration, m wire.Message)
 		return cmp.Or(context.Cause(ctx), error(errBusy))
 	}
 	stop := context.AfterFunc(limited, func() { s.conn.Close() })
-	err = s.conn.WriteMessage(websocket.TextMessage, text)
+	err := s.conn.WriteMessage(kind, message)
 	if stopped := stop(); stopped && err == nil {
 		return nil
 	}

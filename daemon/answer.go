@@ -21,9 +21,15 @@ import (
 
 // This file defines the routes, and how requests are read and answered.
 
+// unreadMost is how much of a request that is refused is read all the same.
+const unreadMost = 64 << 20
+
 // route finds the handler of a request. Unknown paths and methods get form A
 // like every other error (§13.16).
 func (d *daemon) route(w http.ResponseWriter, r *http.Request) {
+	// An answer that comes before the body was read would be lost with the
+	// connection, which breaks under the client that still writes.
+	defer func() { io.Copy(io.Discard, io.LimitReader(r.Body, unreadMost)) }()
 	var handle http.HandlerFunc
 	var method, alias string
 	switch r.URL.Path {

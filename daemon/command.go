@@ -96,8 +96,9 @@ func (c *Config) prepare(req commandRequest) (commandSpec, error) {
 	if req.pty {
 		env["TERM"] = terminalType
 	}
-	if who != nil && who.name != "" {
-		env["HOME"], env["USER"], env["LOGNAME"] = who.home, who.name, who.name
+	maps.Copy(env, c.Base)
+	if who != nil {
+		who.describe(env)
 	}
 	maps.Copy(env, c.Env)
 	maps.Copy(env, extra)

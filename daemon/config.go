@@ -15,7 +15,8 @@ import (
 
 // Config is what a runtime tells the daemon it places.
 type Config struct {
-	Env     map[string]string `json:"env"`      // environment of every command, below the request's own
+	Base    map[string]string `json:"base"`     // environment of every command, below all that follows
+	Env     map[string]string `json:"env"`      // environment of every command, over that of the account and below the request's own
 	User    string            `json:"user"`     // who runs commands and reads and writes files (§16.3): name, uid, name:group or uid:gid; default the daemon's own
 	WorkDir string            `json:"work_dir"` // where commands run that name no directory; default Home
 	Home    string            `json:"home"`     // $HOME, and the base of relative file paths (§5)
@@ -28,15 +29,20 @@ func (c *Config) complete() {
 }
 
 // configure replaces the configuration, for commands that start from now on.
-// Home stays as it is unless a new one is given.
+// Base and Home, which the runtime knows, stay as they are unless new ones are
+// given.
 func (d *daemon) configure(w http.ResponseWriter, r *http.Request) {
 	var cfg Config
 	if err := d.readJSON(w, r, &cfg); err != nil {
 		answer(w, err)
 		return
 	}
+	placed := d.cfg.Load()
+	if cfg.Base == nil {
+		cfg.Base = placed.Base
+	}
 	if cfg.Home == "" {
-		cfg.Home = d.cfg.Load().Home
+		cfg.Home = placed.Home
 	}
 	cfg.complete()
 	if err := cfg.check(); err != nil {
@@ -54,6 +60,9 @@ func (c *Config) check() error {
 		}
 	}
 	if err := checkUser(c.User); err != nil {
+		return err
+	}
+	if err := checkEnv(c.Base); err != nil {
 		return err
 	}
 	return checkEnv(c.Env)

@@ -25,12 +25,16 @@ func TestConfigure(t *testing.T) {
 			t.Errorf("got %s, want %s", r.body, want)
 		}
 	}
+	path := b.execute(`{"command":"echo $PATH"}`).body
 	want("yes\n" + b.home + "\n" + b.home + "\n")
 	s, _ := b.start(message("read x; echo $BOX; pwd"))
 	if r := b.configure(`{"env":{"A":"1"},"work_dir":"/"}`); r.status != 204 || r.body != "" {
 		t.Fatalf("got %d %s", r.status, r.body)
 	}
 	want("1\n/\n" + b.home + "\n")
+	if got := b.execute(`{"command":"echo $PATH"}`).body; got != path {
+		t.Errorf("PATH, which is the runtime's, was %s and is %s", path, got)
+	}
 	s.send(`{"type":"input","data":"\n"}`)
 	if out := s.rest(); out.stdout != "yes\n"+b.home+"\n" {
 		t.Errorf("the running command printed %q", out.stdout)

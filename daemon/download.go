@@ -55,9 +55,11 @@ func (d *daemon) download(w http.ResponseWriter, r *http.Request) {
 
 	h := w.Header()
 	h.Set("Content-Type", wire.UploadContentType)
+	h.Set("Accept-Ranges", "bytes")
 	h.Set("ETag", fmt.Sprintf(`"%x-%x-%x-%x"`, stat.Ino, size, stat.Mtim.Nano(), stat.Ctim.Nano()))
+	modified := time.Unix(stat.Mtim.Unix())
 	normalizeRange(r.Header, size)
-	http.ServeContent(&problems{ResponseWriter: w}, r, "", time.Unix(stat.Mtim.Unix()), content)
+	http.ServeContent(&problems{ResponseWriter: w, modified: modified}, r, "", modified, content)
 }
 
 const (
@@ -166,13 +168,18 @@ func position(s string) (int64, bool) {
 	return n, true
 }
 
-// problems gives the errors of http.ServeContent the form of all others.
+// problems gives the errors of http.ServeContent the form of all others, and 304
+// the time that §16.4 wants there.
 type problems struct {
 	http.ResponseWriter
-	refused bool
+	modified time.Time
+	refused  bool
 }
 
 func (p *problems) WriteHeader(status int) {
+	if status == http.StatusNotModified {
+		p.Header().Set("Last-Modified", p.modified.UTC().Format(http.TimeFormat))
+	}
 	if status < 400 {
 		p.ResponseWriter.WriteHeader(status)
 		return

@@ -124,7 +124,8 @@ func TestRoutes(t *testing.T) {
 	b := newBox(t)
 	b.do("GET", "/", nil).wantProblem(t, 404, "NotFound", "no such path: /")
 	b.do("POST", "/execute/", nil).wantProblem(t, 404, "NotFound", "/execute/")
-	for path, allowed := range map[string]string{"/execute": "POST", "/execute/ws": "GET", "/upload": "POST", "/download": "GET, HEAD"} {
+	for path, allowed := range map[string]string{"/execute": "POST", "/execute/ws": "GET", "/upload": "POST", "/download": "GET, HEAD",
+		"/glob": "POST", "/grep": "POST", "/activity": "GET", "/config": "PUT", "/connect": "GET"} {
 		r := b.do("DELETE", path, nil)
 		r.wantProblem(t, 405, "MethodNotAllowed", "use "+allowed)
 		if r.header.Get("Allow") != allowed {

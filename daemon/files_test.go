@@ -244,6 +244,8 @@ func TestDownload(t *testing.T) {
 	b.put("empty", "", 0o644)
 	b.put("large", strings.Repeat("0123456789", 1000), 0o644)
 	etag := b.download("f").header.Get("ETag")
+	modified := b.download("f").header.Get("Last-Modified")
+	const before, after = "Thu, 01 Jan 1970 00:00:01 GMT", "Fri, 01 Jan 2100 00:00:00 GMT"
 	for _, tt := range []struct {
 		name, file string
 		header     []string
@@ -260,7 +262,20 @@ func TestDownload(t *testing.T) {
 		{"long suffix", "f", []string{"Range", "bytes=-30"}, 206, "0123456789", "bytes 0-9/10"},
 		{"same ETag", "f", []string{"Range", "bytes=2-4", "If-Range", etag}, 206, "234", "bytes 2-4/10"},
 		{"stale", "f", []string{"Range", "bytes=2-4", "If-Range", `"x"`}, 200, "0123456789", ""},
+		{"weak ETag", "f", []string{"Range", "bytes=2-4", "If-Range", "W/" + etag}, 200, "0123456789", ""},
+		{"same date", "f", []string{"Range", "bytes=2-4", "If-Range", modified}, 206, "234", "bytes 2-4/10"},
+		{"stale date", "f", []string{"Range", "bytes=2-4", "If-Range", before}, 200, "0123456789", ""},
+		{"later date", "f", []string{"Range", "bytes=2-4", "If-Range", after}, 200, "0123456789", ""},
+		{"If-Range without a range", "f", []string{"If-Range", etag}, 200, "0123456789", ""},
 		{"unchanged", "f", []string{"Range", "bytes=0-", "If-None-Match", etag}, 304, "", ""},
+		{"unchanged whole", "f", []string{"If-None-Match", etag}, 304, "", ""},
+		{"unchanged, among others", "f", []string{"If-None-Match", `"x", W/` + etag}, 304, "", ""},
+		{"unchanged wins over stale", "f", []string{"Range", "bytes=2-4", "If-Range", `"x"`, "If-None-Match", etag}, 304, "", ""},
+		{"changed and stale", "f", []string{"Range", "bytes=2-4", "If-Range", `"x"`, "If-None-Match", `"x"`}, 200, "0123456789", ""},
+		{"unchanged and malformed", "f", []string{"Range", "bytes=x", "If-None-Match", etag}, 304, "", ""},
+		{"changed, malformed", "f", []string{"Range", "bytes=x", "If-None-Match", `"x"`}, 200, "0123456789", ""},
+		{"unchanged and empty", "empty", []string{"Range", "bytes=0-", "If-None-Match", "*"}, 304, "", ""},
+		{"changed, whatever the date", "f", []string{"If-None-Match", `"x"`, "If-Modified-Since", after}, 200, "0123456789", ""},
 		{"changed", "f", []string{"Range", "bytes=0-1", "If-None-Match", `"x"`}, 206, "01", "bytes 0-1/10"},
 		{"unchanged wins over beyond", "f", []string{"Range", "bytes=10-", "If-None-Match", etag}, 304, "", ""},
 		{"stale wins over beyond", "f", []string{"Range", "bytes=10-", "If-Range", `"x"`}, 200, "0123456789", ""},
@@ -281,11 +296,14 @@ func TestDownload(t *testing.T) {
 			if r.status != tt.status || r.body != tt.body || r.header.Get("Content-Range") != tt.content {
 				t.Errorf("got %d %q %q, want %d %q %q", r.status, r.body, r.header.Get("Content-Range"), tt.status, tt.body, tt.content)
 			}
-			if r.status == 200 && (r.header.Get("Accept-Ranges") != "bytes" || r.header.Get("Content-Type") != "application/octet-stream") {
+			if r.header.Get("Accept-Ranges") != "bytes" || r.status != 304 && (r.header.Get("Content-Type") != "application/octet-stream" || r.header.Get("Content-Length") != strconv.Itoa(len(tt.body))) {
 				t.Errorf("headers are %v", r.header)
 			}
+			if tt.file == "f" && (r.header.Get("ETag") != etag || r.header.Get("Last-Modified") != modified) {
+				t.Errorf("validators are %v", r.header)
+			}
 			head := b.do("HEAD", "/download?path="+tt.file, nil, tt.header...)
-			for _, name := range []string{"ETag", "Content-Range", "Content-Length", "Content-Type", "Last-Modified"} {
+			for _, name := range []string{"ETag", "Content-Range", "Content-Length", "Content-Type", "Last-Modified", "Accept-Ranges"} {
 				if head.status != r.status || head.body != "" || head.header.Get(name) != r.header.Get(name) {
 					t.Errorf("HEAD: %d %q, %s %q, GET has %q", head.status, head.body, name, head.header.Get(name), r.header.Get(name))
 				}
@@ -297,6 +315,9 @@ func TestDownload(t *testing.T) {
 		r.wantProblem(t, 416, "ReadError", "begins behind the end")
 		if r.header.Get("Content-Range") != "bytes */10" {
 			t.Errorf("%s: Content-Range is %q", beyond, r.header.Get("Content-Range"))
+		}
+		if head := b.do("HEAD", "/download?path=f", nil, "Range", beyond); head.status != 416 || head.body != "" || head.header.Get("Content-Range") != "bytes */10" {
+			t.Errorf("HEAD %s: %d %v", beyond, head.status, head.header)
 		}
 	}
 	head := b.do("HEAD", "/download?path=f", nil)

@@ -62,6 +62,8 @@ func lookup(text string) (*account, error) {
 			return nil, refuse(wire.ErrCommand, "the user is %q, whose entry in this sandbox has no proper ids", text)
 		}
 		a.uid, a.gid = uid, gid
+	case numeric && int(id) == os.Getuid():
+		a.uid, a.gid = id, uint32(os.Getgid())
 	case numeric: // of group 0, as in images (layer 1)
 		a.uid = id
 	case missing(err):
@@ -152,6 +154,16 @@ func hasID(idMap string, id uint32) bool {
 		}
 	}
 	return idMap == "" // without /proc the kernel will say it
+}
+
+// describe sets what programs go by to learn who they run as. A number without
+// an account is nobody's name.
+func (a *account) describe(env map[string]string) {
+	delete(env, "USER")
+	delete(env, "LOGNAME")
+	if a.name != "" {
+		env["HOME"], env["USER"], env["LOGNAME"] = a.home, a.name, a.name
+	}
 }
 
 // other reports whether the account is not the daemon's own.

@@ -92,6 +92,13 @@ func TestUser(t *testing.T) {
 	if got := b.run("id -u; id -g", `{"user":"nobody"}`); got != nobody.Uid+"\n"+nobody.Gid+"\n" {
 		t.Errorf("the request's user is %q", got)
 	}
+	// What the runtime sets lies below the account, and what the sandbox sets above.
+	b.configure(`{"base":{"USER":"base","LOGNAME":"base","HOME":"/base","A":"base"},"env":{"LOGNAME":"env"}}`)
+	for config, want := range map[string]string{`{}`: "base env /base base\n", `{"user":"nobody"}`: "nobody env " + nobody.HomeDir + " base\n", `{"user":"12345"}`: " env /base base\n"} {
+		if got := b.run(`echo "$USER $LOGNAME $HOME $A"`, config); got != want {
+			t.Errorf("%s: got %q, want %q", config, got, want)
+		}
+	}
 	b.configure(`{"user":"no-such"}`)
 	b.execute(`{"command":"id"}`).wantProblem(t, 400, "CommandError", `user is "no-such"`)
 }

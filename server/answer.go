@@ -216,5 +216,12 @@ func (r *recorder) WriteHeader(status int) {
 	r.ResponseWriter.WriteHeader(status)
 }
 
+func (r *recorder) Write(p []byte) (int, error) {
+	if r.status == 0 {
+		r.status = http.StatusOK
+	}
+	return r.ResponseWriter.Write(p)
+}
+
 // Unwrap lets http.ResponseController flush and hijack.
 func (r *recorder) Unwrap() http.ResponseWriter { return r.ResponseWriter }

@@ -31,6 +31,7 @@ func TestMetrics(t *testing.T) {
 	f.box("two")
 	f.do("POST", "/boxes/two/stop", "").want(t, 204)
 	f.do("GET", path(b, "/download?path=x"), "").want(t, 200)
+	f.do("GET", "!/healthz", "").want(t, 200)
 	f.do("GET", "/nope", "").want(t, 404)
 	f.do("BREW", "/nope", "").want(t, 404)
 	exchange(t, f.socket(b, "/execute/ws"), "hello")
@@ -46,6 +47,7 @@ func TestMetrics(t *testing.T) {
 		"sbx_star_requests_total{method=\"GET\",plane=\"data\",status=\"200\"} 1\n",
 		"sbx_star_requests_total{method=\"GET\",plane=\"control\",status=\"404\"} 1\n",
 		"sbx_star_requests_total{method=\"other\",plane=\"control\",status=\"404\"} 1\n",
+		"sbx_star_requests_total{method=\"GET\",plane=\"other\",status=\"200\"} 1\n",
 		"sbx_star_requests_total{method=\"GET\",plane=\"other\",status=\"401\"} 1\n",
 		"sbx_star_request_duration_seconds_count{plane=\"data\"} 1")
 	if a.Header.Get("Content-Type") != "text/plain; version=0.0.4; charset=utf-8" {

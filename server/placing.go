@@ -338,12 +338,15 @@ func (s *Server) deleteFound(ctx context.Context, find func() (*box, error)) err
 
 // interrupt waits until the one who makes a sandbox has cleared it away.
 func (s *Server) interrupt(ctx context.Context, b *box) error {
+	var h *handle
 	var done <-chan struct{}
-	if h := s.held(b.Box.ID); h != nil && b.Owner == s.store.owner {
-		h.giveUp(errDeleted)
-		done = h.done
-	}
 	for {
+		if h == nil && b.Owner == s.store.owner {
+			if h = s.held(b.Box.ID); h != nil { // it may be registered and not yet begun
+				h.giveUp(errDeleted)
+				done = h.done
+			}
+		}
 		now, err := s.store.boxes.get(b.Box.ID)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):

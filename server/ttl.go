@@ -17,7 +17,9 @@ import (
 // A sandbox of the classic generation, which was made from a template or with
 // ttl_seconds, is deleted when it has been idle for long enough; any other is
 // stopped, and wakes when it is asked for something. Idle time is counted while
-// a server runs: after a restart clients have the whole of it to come back.
+// a server runs: after a restart clients have the whole of it to come back. What
+// says nothing of its times has those of the server that made it, and of one
+// that was told none, such as the embedded server, it is never stopped.
 
 const (
 	tidyEvery = 10 * time.Second // between two looks of the janitor

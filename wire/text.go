@@ -13,8 +13,6 @@ import (
 // behind it (§6.4 counts bytes).
 type Text string
 
-func (t Text) MarshalJSON() ([]byte, error) { return plainJSON(string(t)) }
-
 func (t *Text) UnmarshalJSON(data []byte) error {
 	if string(data) == "null" {
 		return nil

@@ -1,6 +1,7 @@
 package workflow_test
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -48,7 +49,9 @@ type session struct {
 
 func newFake(t *testing.T) *fake {
 	f := &fake{t: t, boxes: map[string]*wire.Box{}, templates: map[string]*wire.Template{}, files: map[string][]byte{},
-		sessions: map[string]*session{}, faults: map[string]http.HandlerFunc{}}
+		sessions: map[string]*session{}, faults: map[string]http.HandlerFunc{},
+		info: &wire.Info{Generations: []string{wire.Seed, wire.Classic, wire.Head, wire.Late},
+			Enforces: wire.Enforces{CPU: true, Memory: true, Pids: true, Storage: true}}}
 	mux := http.NewServeMux()
 	handle := func(pattern string, h http.HandlerFunc) {
 		mux.HandleFunc(strings.Replace(pattern, " ", " /v2/sandboxes", 1), func(w http.ResponseWriter, r *http.Request) {
@@ -145,6 +148,16 @@ func newFake(t *testing.T) *fake {
 		delete(f.templates, t.Name)
 		w.WriteHeader(204)
 	}))
+	handle("POST /boxes/{name}/start", f.box(func(w http.ResponseWriter, r *http.Request, box *wire.Box) {
+		box.Status = wire.StatusReady
+		w.WriteHeader(202)
+	}))
+	handle("POST /boxes/{name}/stop", f.box(func(w http.ResponseWriter, r *http.Request, box *wire.Box) {
+		box.Status = wire.StatusStopped
+		w.WriteHeader(204)
+	}))
+	f.serveServices(handle, mux)
+	f.serveSearches(mux)
 	for _, col := range f.collections() {
 		col.serve(handle)
 	}
@@ -172,7 +185,9 @@ func newFake(t *testing.T) *fake {
 		case !ok:
 			refuse(w, 404, wire.ErrFileNotFound, "no file "+path)
 		default:
-			w.Write(content)
+			w.Header().Set("ETag", `"e"`)
+			w.Header().Set("Content-Type", "application/octet-stream")
+			http.ServeContent(w, r, "", time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), bytes.NewReader(content))
 		}
 	})
 	mux.HandleFunc("GET /data/{name}/execute/ws", f.socket)

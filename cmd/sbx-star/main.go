@@ -22,6 +22,7 @@ const usage = `Usage:
   sbx-star [flags] -c CODE                       run CODE
   sbx-star [flags] -                             run standard input
   sbx-star serve [flags]                         serve the sandbox API to any SDK
+  sbx-star doc [NAME…]                           what a workflow can name
   sbx-star version
 
 FILE --help shows the flags that the workflow itself takes.
@@ -48,6 +49,8 @@ func dispatch(args []string, stdin io.Reader, stdout, stderr io.Writer) error {
 		switch args[0] {
 		case "serve":
 			return serve(args[1:], stdout, stderr)
+		case "doc":
+			return doc(args[1:], stdout)
 		case "version":
 			fmt.Fprintln(stdout, "sbx-star", version())
 			return nil

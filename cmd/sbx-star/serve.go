@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"math"
 	"net"
+	"syscall"
 	"time"
 
 	"github.com/spf13/pflag"
@@ -66,7 +67,7 @@ func serve(args []string, stdout, stderr io.Writer) error {
 	}
 	options.Log = slog.New(slog.NewTextHandler(stderr, nil))
 
-	listener, err := net.Listen("tcp", *listen)
+	listener, err := listenOn(*listen)
 	if err != nil {
 		return &workflow.UsageError{Message: fmt.Sprintf("cannot listen on %s: %v", *listen, err), Hint: "name another address with --listen, or let the system pick a port with --listen 127.0.0.1:0"}
 	}
@@ -103,4 +104,15 @@ func quotaOf(given map[string]int64) (server.Quota, error) {
 		}
 	}
 	return q, nil
+}
+
+// listenOn waits a moment for an address that is in use: of a server that was
+// killed, a child that was just being started may still hold it.
+func listenOn(address string) (listener net.Listener, err error) {
+	for deadline := time.Now().Add(2 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		listener, err = net.Listen("tcp", address)
+		if !errors.Is(err, syscall.EADDRINUSE) || time.Now().After(deadline) {
+			return listener, err
+		}
+	}
 }

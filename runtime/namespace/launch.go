@@ -162,7 +162,7 @@ func (in *instance) launch(ctx context.Context, p plan, former string) error {
 		Former:   former,
 		Plan:     p,
 		Mounts:   mounts,
-		Daemon:   daemon.Config{Env: environment(in.spec.Env), WorkDir: home, Home: home},
+		Daemon:   daemon.Config{Base: environment(), Env: in.spec.Env, WorkDir: home, Home: home},
 	})
 	if err != nil {
 		return err

@@ -27,7 +27,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"net"
 	"os"
 	"strings"
@@ -121,17 +120,15 @@ func (r *Runtime) Create(ctx context.Context, spec runtime.Spec) (runtime.Instan
 	return in, nil
 }
 
-// environment is that of every command.
-func environment(given map[string]string) map[string]string {
-	env := map[string]string{
+// environment is that of every command, below what anybody sets.
+func environment() map[string]string {
+	return map[string]string{
 		"PATH":    "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 		"HOME":    home,
 		"USER":    "root",
 		"LOGNAME": "root",
 		"LANG":    "C.UTF-8",
 	}
-	maps.Copy(env, given)
-	return env
 }
 
 // Adopt implements runtime.Runtime.

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -107,14 +106,11 @@ func (i *instance) create(ctx context.Context) error {
 // launch places the daemon.
 func (i *instance) launch(ctx context.Context) error {
 	home := i.home()
-	env := maps.Clone(i.spec.Env)
-	if env == nil {
-		env = map[string]string{}
+	base := map[string]string{}
+	if path := os.Getenv("PATH"); path != "" {
+		base["PATH"] = path // the tools are this machine's
 	}
-	if _, ok := env["PATH"]; !ok && os.Getenv("PATH") != "" {
-		env["PATH"] = os.Getenv("PATH") // the tools are this machine's
-	}
-	config, err := json.Marshal(daemon.Config{Env: env, WorkDir: home, Home: home})
+	config, err := json.Marshal(daemon.Config{Base: base, Env: i.spec.Env, WorkDir: home, Home: home})
 	if err != nil {
 		return err
 	}

@@ -3,13 +3,13 @@
 package conformance
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -21,6 +21,7 @@ import (
 
 	"github.com/gorilla/websocket"
 
+	"github.com/sbx-star/sbx-star/runtime"
 	"github.com/sbx-star/sbx-star/runtime/process"
 	"github.com/sbx-star/sbx-star/server"
 )
@@ -50,9 +51,10 @@ const (
 // next ones can send.
 type fixture struct {
 	*testing.T
-	server *server.Server
-	url    string // of the server, less any path
-	vars   map[string]any
+	options server.Options
+	server  *server.Server
+	url     string // of the server, less any path
+	vars    map[string]any
 }
 
 // serve starts a server, which ends with the test and everything of it.
@@ -67,18 +69,25 @@ func serve(t *testing.T, set func(*server.Options)) *fixture {
 	if set != nil {
 		set(&options)
 	}
-	s, err := server.New(options)
+	f := &fixture{T: t, options: options, vars: map[string]any{}}
+	f.start()
+	t.Cleanup(f.deleteAll)
+	return f
+}
+
+// start starts a server, beside or after the one before it.
+func (f *fixture) start() {
+	f.Helper()
+	s, err := server.New(f.options)
 	if err != nil {
-		t.Fatal(err)
+		f.Fatal(err)
 	}
 	h := httptest.NewServer(s)
-	f := &fixture{T: t, server: s, url: h.URL, vars: map[string]any{}}
-	t.Cleanup(func() {
+	f.Cleanup(func() {
 		s.Close()
 		h.Close()
 	})
-	t.Cleanup(func() { f.deleteAll(options.StateDir) })
-	return f
+	f.server, f.url = s, h.URL
 }
 
 // serveAs starts a server of some generations.
@@ -107,8 +116,8 @@ func eachGeneration(t *testing.T, test func(f *fixture, generation string)) {
 }
 
 // deleteAll removes every sandbox. Those of pools are not listed and go first.
-func (f *fixture) deleteAll(dir string) {
-	s, err := server.New(server.Options{Runtime: process.New(process.Options{AnyImage: true}), StateDir: dir})
+func (f *fixture) deleteAll() {
+	s, err := server.New(server.Options{Runtime: process.New(process.Options{AnyImage: true}), StateDir: f.options.StateDir})
 	if err != nil {
 		f.Error(err)
 		return
@@ -411,7 +420,7 @@ func (f *fixture) dial() *socket {
 
 // play follows a script on a new socket: lines that start with C are messages of
 // the client, those with S what the server must send, and a number the code with
-// which it must close.
+// which it must close; then the client leaves.
 func (f *fixture) play(lines ...string) *socket {
 	f.Helper()
 	s := f.dial()
@@ -441,6 +450,7 @@ func (s *socket) play(lines ...string) {
 			if closed, ok := errors.AsType[*websocket.CloseError](err); !ok || fmt.Sprint(closed.Code) != line {
 				s.Fatalf("got %q, %v, want the close code %s", cut(string(data)), err, line)
 			}
+			s.Close()
 		}
 	}
 }
@@ -451,33 +461,62 @@ type message struct {
 	ErrorType         string `json:"error_type"`
 	Offset            int64
 	ExitCode          int `json:"exit_code"`
-	size              int
 }
 
-// rest reads the messages up to the last one. Each stream must be contiguous
-// from the given offsets; the texts and the last message are returned.
+// rest reads the messages up to the last one, which it returns with the text of
+// each stream. The streams must be contiguous from the given offsets.
 func (s *socket) rest(stdout, stderr int64) (texts map[string]string, last message) {
 	s.Helper()
-	texts = map[string]string{}
-	at := map[string]int64{"stdout": stdout, "stderr": stderr}
-	for {
-		_, data, err := s.ReadMessage()
-		if err != nil {
-			s.Fatal(err)
-		}
-		m := message{size: len(data)}
-		if err := json.NewDecoder(bytes.NewReader(data)).Decode(&m); err != nil {
-			s.Fatal(err)
-		}
-		switch m.Type {
-		case "stdout", "stderr":
-			if m.Offset != at[m.Type] || len(m.Data) > 64<<10 {
-				s.Errorf("%s of %d bytes at %d, want it at %d", m.Type, len(m.Data), m.Offset, at[m.Type])
-			}
-			at[m.Type] = m.Offset + int64(len(m.Data))
-			texts[m.Type] += m.Data
-		default:
-			return texts, m
-		}
+	type stream struct {
+		strings.Builder
+		at int64
 	}
+	streams := map[string]*stream{"stdout": {at: stdout}, "stderr": {at: stderr}}
+	for {
+		var m message
+		if err := s.ReadJSON(&m); err != nil {
+			s.Fatal(err)
+		}
+		stream := streams[m.Type]
+		if stream == nil {
+			return map[string]string{"stdout": streams["stdout"].String(), "stderr": streams["stderr"].String()}, m
+		}
+		if m.Offset != stream.at || len(m.Data) > 64<<10 {
+			s.Errorf("%s: %d bytes at %d, want them at %d", m.Type, len(m.Data), m.Offset, stream.at)
+		}
+		stream.WriteString(m.Data)
+		stream.at = m.Offset + int64(len(m.Data))
+	}
+}
+
+// strange is a runtime that may fail to do what the real one can.
+type strange struct {
+	runtime.Runtime
+	create func(context.Context, runtime.Spec) error // comes first: a sandbox is made, unless there is an error
+}
+
+func (r strange) Create(ctx context.Context, spec runtime.Spec) (runtime.Instance, error) {
+	if err := r.create(ctx, spec); err != nil {
+		return nil, err
+	}
+	return r.Runtime.Create(ctx, spec)
+}
+
+// raw sends bytes and returns what comes back.
+func (f *fixture) raw(text string) string {
+	f.Helper()
+	c, err := net.Dial("tcp", strings.TrimPrefix(f.url, "http://"))
+	if err != nil {
+		f.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(20 * time.Second))
+	if _, err := io.WriteString(c, text); err != nil {
+		f.Fatal(err)
+	}
+	answer, err := io.ReadAll(c)
+	if err != nil {
+		f.Fatal(err)
+	}
+	return string(answer)
 }
