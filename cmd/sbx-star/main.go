@@ -22,6 +22,8 @@ const usage = `Usage:
   sbx-star [flags] -c CODE                       run CODE
   sbx-star [flags] -                             run standard input
   sbx-star serve [flags]                         serve the sandbox API to any SDK
+  sbx-star check [PATH…]                         find what is wrong without running it
+  sbx-star fmt [PATH…]                           format workflows
   sbx-star doc [NAME…]                           what a workflow can name
   sbx-star version
 
@@ -38,7 +40,8 @@ func main() {
 // run is the command without its process: it returns the exit status.
 func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	err := dispatch(args, stdin, stdout, stderr)
-	if err != nil {
+	var said silent
+	if err != nil && !errors.As(err, &said) {
 		workflow.Render(stderr, err, isTerminal(stderr))
 	}
 	return workflow.ExitCode(err)
@@ -49,6 +52,10 @@ func dispatch(args []string, stdin io.Reader, stdout, stderr io.Writer) error {
 		switch args[0] {
 		case "serve":
 			return serve(args[1:], stdout, stderr)
+		case "check":
+			return check(args[1:], stdout)
+		case "fmt":
+			return formatFiles(args[1:], stdin, stdout)
 		case "doc":
 			return doc(args[1:], stdout)
 		case "version":
