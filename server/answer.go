@@ -128,6 +128,9 @@ func (s *Server) answerError(w http.ResponseWriter, r *http.Request, id string, 
 	if f.status == http.StatusUnauthorized {
 		w.Header().Set("WWW-Authenticate", "Bearer")
 	}
+	if f.status == http.StatusRequestTimeout || f.status == http.StatusConflict {
+		w.Header().Set("X-Should-Retry", "false") // some clients would (protocol.md §16.12)
+	}
 	if f.retryAfter != "" {
 		w.Header().Set("Retry-After", f.retryAfter)
 	}

@@ -5,13 +5,12 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"maps"
+	"fmt"
 	"net/http"
 	"net/url"
 	"os"
 	"reflect"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -24,20 +23,21 @@ import (
 
 // box is the record of a sandbox.
 type box struct {
-	Box        wire.Box           `json:"box"` // less what depends on who asks
-	TemplateID string             `json:"template_id,omitempty"`
-	Runtime    string             `json:"runtime"` // that made it
-	Hostname   string             `json:"hostname"`
-	Image      string             `json:"image"`
-	Env        map[string]string  `json:"env,omitempty"`
-	Mounts     []wire.VolumeMount `json:"mounts,omitempty"` // volumes by id
-	Pool       string             `json:"pool,omitempty"`   // id of the pool that keeps it ready, or of the snapshot that is built with it; hidden as long
-	Layer      string             `json:"layer,omitempty"`  // id of the snapshot whose files it started with
-	Classic    bool               `json:"classic,omitempty"`
-	Used       time.Time          `json:"used,omitzero"` // last, or up to tidyEvery before that
-	Lease      *lease             `json:"lease,omitempty"`
-	Unmade     bool               `json:"unmade,omitempty"` // never was ready: to start it is to make it
-	Owner      string             `json:"owner,omitempty"`  // the server that is making, starting, stopping or deleting it
+	Box        wire.Box            `json:"box"` // less what depends on who asks
+	TemplateID string              `json:"template_id,omitempty"`
+	Runtime    string              `json:"runtime"` // that made it
+	Hostname   string              `json:"hostname"`
+	Image      string              `json:"image"`
+	Env        map[string]string   `json:"env,omitempty"`
+	Mounts     []wire.VolumeMount  `json:"mounts,omitempty"` // volumes by id
+	Pool       string              `json:"pool,omitempty"`   // id of the pool that keeps it ready, or of the snapshot that is built with it; hidden as long
+	Layer      string              `json:"layer,omitempty"`  // id of the snapshot whose files it started with
+	Classic    bool                `json:"classic,omitempty"`
+	Used       time.Time           `json:"used,omitzero"` // last, or up to tidyEvery before that
+	Lease      *lease              `json:"lease,omitempty"`
+	Services   []wire.ServiceGrant `json:"services,omitempty"` // ports that tokens were made for
+	Unmade     bool                `json:"unmade,omitempty"`   // never was ready: to start it is to make it
+	Owner      string              `json:"owner,omitempty"`    // the server that is making, starting, stopping or deleting it
 }
 
 func (s *Server) spec(b *box) runtime.Spec {
@@ -81,6 +81,8 @@ type others struct {
 	PreserveMemoryOnStop bool            `json:"preserve_memory_on_stop"`
 	RestoreMemory        bool            `json:"restore_memory"`
 	Persistent           *bool           `json:"persistent"`
+	Volumes              []any           `json:"volumes"`
+	TagValueIDs          []any           `json:"tag_value_ids"`
 }
 
 const (
@@ -220,20 +222,16 @@ func (s *Server) checkCreate(in *boxCreate) error {
 	if err := checkConfigs(in.ProxyConfig, in.RunConfig); err != nil {
 		return err
 	}
-	for _, no := range []struct {
-		field string
-		asked bool
-		why   string
-	}{
-		{"mount_config", given(in.MountConfig), "this server mounts nothing"},
-		{"access_delegation", given(in.AccessDelegation), "this server cannot lend its identity"},
-		{"preserve_memory_on_stop", in.PreserveMemoryOnStop, "this server cannot keep memory"},
-		{"restore_memory", in.RestoreMemory, "this server cannot keep memory"},
-		{"persistent", in.Persistent != nil && !*in.Persistent, "every sandbox of this server is persistent"},
-	} {
-		if no.asked {
-			return unsupported(no.field, no.why)
-		}
+	if err := refuse(
+		refusal{"mount_config", given(in.MountConfig), "this server mounts nothing"},
+		refusal{"access_delegation", given(in.AccessDelegation), "this server cannot lend its identity"},
+		refusal{"preserve_memory_on_stop", in.PreserveMemoryOnStop, "this server cannot keep memory"},
+		refusal{"restore_memory", in.RestoreMemory, "this server cannot keep memory"},
+		refusal{"persistent", in.Persistent != nil && !*in.Persistent, "every sandbox of this server is persistent"},
+		refusal{"volumes", len(in.Volumes) > 0, "this server mounts volumes where a template says: name one by template_name"},
+		refusal{"tag_value_ids", len(in.TagValueIDs) > 0, "this server keeps no tags: use labels"},
+	); err != nil {
+		return err
 	}
 	for _, size := range []struct {
 		field    string
@@ -363,7 +361,26 @@ func (s *Server) boxStatus(c call) (int, any, error) {
 
 func (s *Server) updateBox(c call) (int, any, error) {
 	var in wire.BoxUpdate
-	if err := decode(c.body, &in); err != nil {
+	var fixed struct { // what only the hosted service can change (protocol.md §16.12)
+		VCPUs           *int   `json:"vcpus"`
+		CPUMillicores   *int   `json:"cpu_millicores"`
+		MemBytes        *int64 `json:"mem_bytes"`
+		FSCapacityBytes *int64 `json:"fs_capacity_bytes"`
+		TagValueIDs     []any  `json:"tag_value_ids"`
+	}
+	for _, part := range []any{&in, &fixed} {
+		if err := decode(c.body, part); err != nil {
+			return 0, nil, err
+		}
+	}
+	const unchangeable = "the limits of a sandbox of this server are set when it is made"
+	if err := refuse(
+		refusal{"vcpus", fixed.VCPUs != nil, unchangeable},
+		refusal{"cpu_millicores", fixed.CPUMillicores != nil, unchangeable},
+		refusal{"mem_bytes", fixed.MemBytes != nil, unchangeable},
+		refusal{"fs_capacity_bytes", fixed.FSCapacityBytes != nil, unchangeable},
+		refusal{"tag_value_ids", len(fixed.TagValueIDs) > 0, "this server keeps no tags"},
+	); err != nil {
 		return 0, nil, err
 	}
 	if in.Name != nil {
@@ -421,16 +438,28 @@ func (s *Server) updateBox(c call) (int, any, error) {
 	return http.StatusOK, s.view(c.Request, b), nil
 }
 
+// boxKeys are what sandboxes can be sorted by (protocol.md §2.5, §16.12).
+var boxKeys = map[string]func(wire.Box) string{
+	"created_at":                func(b wire.Box) string { return b.CreatedAt },
+	"name":                      func(b wire.Box) string { return b.Name },
+	"status":                    func(b wire.Box) string { return b.Status },
+	"stopped_at":                func(b wire.Box) string { return b.StoppedAt },
+	"idle_ttl_seconds":          func(b wire.Box) string { return sortable(b.IdleTTLSeconds) },
+	"delete_after_stop_seconds": func(b wire.Box) string { return sortable(b.DeleteAfterStopSeconds) },
+}
+
+// sortable is a number as text that sorts like it; nil comes first.
+func sortable(n *int) string {
+	if n == nil {
+		return ""
+	}
+	return fmt.Sprintf("%012d", *n)
+}
+
 func (s *Server) listBoxes(c call) (int, any, error) {
 	query := c.URL.Query()
-	compare, err := order(query, map[string]func(wire.Box) string{
-		"created_at": func(b wire.Box) string { return b.CreatedAt },
-		"name":       func(b wire.Box) string { return b.Name },
-		"status":     func(b wire.Box) string { return b.Status },
-		"stopped_at": func(b wire.Box) string { return b.StoppedAt },
-	}, func(b wire.Box) string { return b.ID })
-	if err != nil {
-		return 0, nil, err
+	if query.Has("tag_value_id") {
+		return 0, nil, unsupported("tag_value_id", "this server keeps no tags: filter by label")
 	}
 	all, err := s.store.boxes.all()
 	if err != nil {
@@ -446,15 +475,10 @@ func (s *Server) listBoxes(c call) (int, any, error) {
 			found = append(found, v)
 		}
 	}
-	slices.SortFunc(found, compare)
-	found, offset, err := page(query, found)
-	if err != nil {
-		return 0, nil, err
-	}
-	return http.StatusOK, struct {
-		wire.BoxList
-		Offset int `json:"offset"`
-	}{wire.BoxList{Boxes: append([]wire.Box{}, found...)}, offset}, nil
+	return listing[wire.Box]{
+		field: "sandboxes", most: maxPage, page: defaultPage,
+		keys: boxKeys, id: func(b wire.Box) string { return b.ID },
+	}.answer(query, found)
 }
 
 // matches applies the filters of protocol.md §2.5. Everybody who lists is the
@@ -475,46 +499,6 @@ func hasLabels(labels map[string]string, wanted []string) bool {
 		}
 	}
 	return true
-}
-
-// order reads how a list is to be sorted: by one of the keys, the newest first
-// if nothing else is asked for, and by id where that leaves a choice.
-func order[T any](query url.Values, keys map[string]func(T) string, id func(T) string) (func(a, b T) int, error) {
-	key, ok := keys[cmp.Or(query.Get("sort_by"), "created_at")]
-	if !ok {
-		return nil, invalid("query.sort_by", "want one of %s", strings.Join(slices.Sorted(maps.Keys(keys)), ", "))
-	}
-	sign, ok := map[string]int{"": -1, "desc": -1, "asc": 1}[cmp.Or(query.Get("sort_order"), query.Get("sort_direction"))]
-	if !ok {
-		return nil, invalid("query.sort_direction", "want asc or desc")
-	}
-	return func(a, b T) int {
-		return sign * cmp.Or(cmp.Compare(key(a), key(b)), cmp.Compare(id(a), id(b)))
-	}, nil
-}
-
-// page cuts out what limit and offset ask for; without a limit it is all.
-func page[T any](query url.Values, all []T) (cut []T, offset int, err error) {
-	number := func(name string, fallback, least int) (int, error) {
-		text := query.Get(name)
-		if text == "" {
-			return fallback, nil
-		}
-		n, err := strconv.Atoi(text)
-		if err != nil || n < least {
-			return 0, invalid("query."+name, "want an integer from %d", least)
-		}
-		return n, nil
-	}
-	limit, err := number("limit", len(all), 1)
-	if err != nil {
-		return nil, 0, err
-	}
-	if offset, err = number("offset", 0, 0); err != nil {
-		return nil, 0, err
-	}
-	rest := all[min(offset, len(all)):]
-	return rest[:min(limit, len(rest))], offset, nil
 }
 
 // checked returns the record of a sandbox after a look whether its daemon

@@ -42,7 +42,7 @@ func TestWire(t *testing.T) {
 		want               string
 	}{
 		{"GET", "/templates", "", 200, `{"templates":[]}`},
-		{"GET", "/boxes", "", 200, `{"sandboxes":[],"offset":0}`},
+		{"GET", "/boxes", "", 200, listed("sandboxes", 0, "")},
 		{"POST", "/templates", `{"name":"py","image":"python:3.12","resources":{"cpu":"500m","memory":"512Mi"},"future":[1]}`, 201, tmpl},
 		{"POST", "/templates", `{"name":"py","image":"x","resources":{"cpu":"1","memory":"1Gi"}}`, 409, `{"detail":{"error":"Conflict","message":"there is a template \"py\" already"}}`},
 		{"GET", "/templates/py", "", 200, tmpl},
@@ -62,12 +62,12 @@ func TestWire(t *testing.T) {
 		{"GET", "/boxes/web/status", "", 200, `{"status":"ready","status_message":null}`},
 		{"GET", "/boxes/nope/status", "", 404, notFound(`sandbox \"nope\"`)},
 		{"GET", "/boxes/..%2Fweb", "", 404, notFound(`sandbox \"../web\"`)},
-		{"GET", "/boxes", "", 200, `{"sandboxes":[` + box3 + `,` + box + `],"offset":0}`},
-		{"GET", "/boxes?limit=1&offset=1", "", 200, `{"sandboxes":[` + box + `],"offset":1}`},
-		{"GET", "/boxes?sort_by=name&sort_direction=desc&name_contains=e", "", 200, `{"sandboxes":[` + box + `],"offset":0}`},
-		{"GET", "/boxes?label=team&created_by=me", "", 200, `{"sandboxes":[` + box + `],"offset":0}`},
-		{"GET", "/boxes?label=team%3Db", "", 200, `{"sandboxes":[],"offset":0}`},
-		{"GET", "/boxes?status=failed", "", 200, `{"sandboxes":[],"offset":0}`},
+		{"GET", "/boxes", "", 200, listed("sandboxes", 0, box3+`,`+box)},
+		{"GET", "/boxes?limit=1&offset=1", "", 200, listed("sandboxes", 1, box)},
+		{"GET", "/boxes?sort_by=name&sort_direction=desc&name_contains=e", "", 200, listed("sandboxes", 0, box)},
+		{"GET", "/boxes?label=team&created_by=me", "", 200, listed("sandboxes", 0, box)},
+		{"GET", "/boxes?label=team%3Db", "", 200, listed("sandboxes", 0, "")},
+		{"GET", "/boxes?status=failed", "", 200, listed("sandboxes", 0, "")},
 		{"GET", "/boxes?limit=0", "", 422, `{"detail":[{"loc":["query","limit"],"msg":"want an integer from 1","type":"value_error"}]}`},
 
 		{"PATCH", "/boxes/web", `{}`, 200, box},
@@ -84,7 +84,7 @@ func TestWire(t *testing.T) {
 		{"DELETE", "/templates/python", "", 204, ``},
 		{"DELETE", "/templates/python", "", 404, notFound(`template \"python\"`)},
 		{"DELETE", "/boxes/" + id3, "", 204, ``},
-		{"GET", "/info", "", 200, `{"server":"sbx-star","version":"test","generations":["seed","classic","head"],"runtime":"memory","isolation":"none","extensions":["exec.v1","leases"],"limits":{"json_bytes":1048576,"wait_seconds":600},"enforces":{"cpu":false,"memory":false,"pids":false,"storage":false,"network":false,"access_control":false}}`},
+		{"GET", "/info", "", 200, `{"server":"sbx-star","version":"test","generations":["seed","classic","head","late"],"runtime":"memory","isolation":"none","extensions":["exec.v1","leases"],"limits":{"json_bytes":1048576,"wait_seconds":600},"enforces":{"cpu":false,"memory":false,"pids":false,"storage":false,"network":false,"access_control":false}}`},
 	} {
 		got := f.do(step.method, step.path, step.body)
 		want := strings.ReplaceAll(step.want, "URL", f.http.URL)
@@ -184,7 +184,24 @@ func TestRefusals(t *testing.T) {
 		{"POST", "/boxes", `{"lease":"x"}`, 422, loc("body.lease", "want an object")},
 		{"POST", "/leases/x/renew", `{}`, 404, `there is no sandbox under the lease`},
 		{"PATCH", "/boxes/x", `{"proxy_config":{"rules":[]}}`, 422, config("proxy_config")},
-		{"GET", "/boxes?sort_by=age", "", 422, loc("query.sort_by", "want one of created_at, name, status")},
+		{"GET", "/boxes?sort_by=age", "", 422, loc("query.sort_by", "want one of created_at, delete_after_stop_seconds, idle_ttl_seconds, name, status, stopped_at")},
+		{"GET", "/boxes?sort_order=up", "", 422, loc("query.sort_order", "want asc")},
+		{"GET", "/boxes?page_size=501", "", 422, loc("query.page_size", "want an integer from 1 to 500")},
+		{"GET", "/boxes?cursor=x", "", 422, loc("query.cursor", "want the next_cursor")},
+		{"GET", "/boxes?tag_value_id=x", "", 422, config("tag_value_id")},
+		{"GET", "/registries?page_size=101", "", 422, loc("query.page_size", "want an integer from 1 to 100")},
+		{"GET", "/usage/costs", "", 404, `"error":"NotImplemented"`},
+		{"POST", "/boxes/batch-delete", `{}`, 404, `"error":"NotImplemented"`},
+		{"POST", "/boxes", `{"volumes":[{"volume":"v","mount_path":"/v"}]}`, 422, config("volumes")},
+		{"POST", "/boxes", `{"tag_value_ids":["x"]}`, 422, config("tag_value_ids")},
+		{"PATCH", "/boxes/x", `{"vcpus":2}`, 422, config("vcpus")},
+		{"PATCH", "/boxes/x", `{"mem_bytes":2}`, 422, config("mem_bytes")},
+		{"POST", "/boxes/x/snapshot", `{"name":"s","include":["all"]}`, 422, config("include")},
+		{"POST", "/boxes/x/snapshot", `{"name":"s","image_config":{"cmd":["x"]}}`, 422, config("image_config")},
+		{"POST", "/boxes/x/snapshot", `{"name":"s","checkpoint":"2026-01-01T00:00:00Z"}`, 422, config("checkpoint")},
+		{"POST", "/boxes/x/snapshot", `{"name":"system/s"}`, 422, loc("body.name", "the name")},
+		{"POST", "/boxes/x/snapshot", `{"name":"s","tag":"a/b"}`, 422, loc("body.tag", "the tag")},
+		{"POST", "/boxes/x/snapshot", `{"name":"s","description":"` + strings.Repeat("é", 1025) + `"}`, 422, loc("body.description", "want 1024")},
 		{"GET", "/boxes?sort_direction=up", "", 422, loc("query.sort_direction", "want asc")},
 		{"GET", "/boxes?offset=-1", "", 422, loc("query.offset", "want an integer from 0")},
 		{"GET", "/templates?limit=x", "", 422, loc("query.limit", "want an integer from 1")},
@@ -397,7 +414,11 @@ func TestNotReadyInTime(t *testing.T) {
 	t.Parallel()
 	h := &host{gate: make(chan struct{})}
 	f := serve(t, h, nil)
-	f.do("POST", "/boxes", `{"name":"x","timeout":0}`).want(t, 408, `"error":"Timeout"`, "within 1s", "last status: provisioning")
+	a := f.do("POST", "/boxes", `{"name":"x","timeout":0}`)
+	a.want(t, 408, `"error":"Timeout"`, "within 1s", "last status: provisioning")
+	if a.Header.Get("X-Should-Retry") != "false" {
+		t.Error("some clients send it again")
+	}
 	f.empty(h)
 	f.do("GET", "/boxes/x", "").want(t, 404)
 }

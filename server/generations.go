@@ -15,7 +15,7 @@ import (
 
 // setGenerations takes over which generations the server is to be.
 func (s *Server) setGenerations(asked []string) error {
-	all := []string{wire.Seed, wire.Classic, wire.Head}
+	all := []string{wire.Seed, wire.Classic, wire.Head, wire.Late}
 	for _, g := range asked {
 		if !slices.Contains(all, g) {
 			return fmt.Errorf("there is no generation %q of the API: want %s", g, strings.Join(all, ", "))
@@ -46,7 +46,7 @@ func generationsOf(path string) []string {
 		return []string{wire.Classic, wire.Head, wire.Late}
 	case "/registries", "/snapshots-by-name", "/boxes/{name}/download-url":
 		return []string{wire.Head, wire.Late}
-	case "/boxes/{name}/service-urls":
+	case "/boxes/{name}/service-urls", "/usage/costs":
 		return []string{wire.Late}
 	}
 	return nil

@@ -368,6 +368,15 @@ func (f *fixture) boxes(name string) (b wire.Box) {
 	return b
 }
 
+// listed is the answer with a list that is whole.
+func listed(field string, offset int, items string) string {
+	text := fmt.Sprintf(`{"items":[%s],"next_cursor":null,"offset":%d,"%s":[%[1]s]}`, items, offset, field)
+	if field < "items" {
+		panic("JSON sorts the fields otherwise")
+	}
+	return text
+}
+
 // path is where a sandbox's data plane is, for do.
 func path(b wire.Box, rest string) string {
 	_, after, _ := strings.Cut(b.DataplaneURL, "//")

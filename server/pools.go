@@ -152,7 +152,7 @@ func (s *Server) listPools(c call) (int, any, error) {
 			list.Pools = append(list.Pools, s.viewPool(p))
 		}
 	}
-	list.Pools, _, err = page(c.URL.Query(), list.Pools)
+	list.Pools, err = page(c.URL.Query(), list.Pools)
 	return http.StatusOK, list, err
 }
 

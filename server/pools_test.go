@@ -74,7 +74,7 @@ func TestPools(t *testing.T) {
 		{"PATCH", "/pools/p", `{}`, 200, pool("p", "t", 1)},
 		{"PATCH", "/pools/p", `{"replicas":-1}`, 422, badInput(`"body","replicas"`, "want an integer from 0 to 100, got -1")},
 		{"PATCH", "/pools/p", `{"replicas":101}`, 422, badInput(`"body","replicas"`, "want an integer from 0 to 100, got 101")},
-		{"GET", "/boxes", "", 200, `{"sandboxes":[],"offset":0}`},
+		{"GET", "/boxes", "", 200, listed("sandboxes", 0, "")},
 		{"GET", "/boxes/" + id3, "", 404, notFound(`sandbox \"` + id3 + `\"`)},
 		{"GET", "!/sb/" + id3 + "/download?path=x", "", 404, notFound(`sandbox with the id \"` + id3 + `\"`)},
 		{"DELETE", "/boxes/" + id3, "", 404, notFound(`sandbox \"` + id3 + `\"`)},

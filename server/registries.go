@@ -11,6 +11,11 @@ import (
 // This file defines registries (protocol.md §2.10): where images come from, and
 // the credentials for it, which are kept and never told.
 
+const (
+	registryPage    = 20 // protocol.md §16.12
+	maxRegistryPage = 100
+)
+
 // registry is the record of one.
 type registry struct {
 	Registry wire.Registry `json:"registry"`
@@ -73,8 +78,15 @@ func (s *Server) listRegistries(c call) (int, any, error) {
 			found = append(found, r.Registry)
 		}
 	}
-	found, offset, err := page(query, found)
-	return http.StatusOK, wire.RegistryList{Registries: found, Offset: offset}, err
+	l := listing[wire.Registry]{
+		field: "registries", whole: defaultPage, page: registryPage, most: maxRegistryPage,
+		keys: map[string]func(wire.Registry) string{
+			"created_at": func(r wire.Registry) string { return r.CreatedAt },
+			"name":       func(r wire.Registry) string { return r.Name },
+		},
+		id: func(r wire.Registry) string { return r.ID },
+	}
+	return l.answer(query, found)
 }
 
 func (s *Server) getRegistry(c call) (int, any, error) {

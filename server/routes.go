@@ -69,20 +69,27 @@ func (s *Server) routes() []endpoint {
 		{"GET", "/boxes/{name}/status", s.boxStatus},
 		{"POST", "/boxes/{name}/start", s.startBox},
 		{"POST", "/boxes/{name}/service-url", s.serviceURL},
+		{"GET", "/boxes/{name}/service-urls", s.listServices},
+		{"DELETE", "/boxes/{name}/service-urls", s.forgetServices},
 		{"POST", "/boxes/{name}/download-url", s.downloadURL},
 		{"POST", "/leases/{name}/renew", s.renewLease},
 		{"POST", "/boxes/{name}/stop", s.stopBox},
 	}
-	for _, path := range []string{
-		"/boxes/{name}/service-urls",
-	} {
-		routes = append(routes, endpoint{"", path, notImplemented})
+	for path, why := range hosted {
+		routes = append(routes, endpoint{"", path, func(call) (int, any, error) {
+			return 0, nil, fail(http.StatusNotFound, kindNotImplemented, "%s", why)
+		}})
 	}
 	return routes
 }
 
-func notImplemented(call) (int, any, error) {
-	return 0, nil, fail(http.StatusNotFound, kindNotImplemented, "this server has sandboxes and templates, and not what was asked for")
+// hosted are the paths of what only the hosted service can do, and why
+// (protocol.md §2.14, §16.12).
+var hosted = map[string]string{
+	"/usage":               "this server counts nothing by user: GET " + metricsPath + " tells how much there is",
+	"/usage/costs":         "nothing on this server costs anything",
+	"/auth/sandbox-access": "this server knows no users: whoever has its key may do everything",
+	"/boxes/batch-delete":  "this server deletes one sandbox at a time: DELETE /boxes/{name}",
 }
 
 // route answers a request, or returns the error to answer it with.

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/sbx-star/sbx-star/server"
+	"github.com/sbx-star/sbx-star/wire"
 )
 
 // This file tests the layers of run_config that a sandbox has (protocol.md
@@ -92,9 +93,11 @@ func TestBoxOrder(t *testing.T) {
 		"?label=all&status=stopped":          "ca",
 		"?label=all&label=n%3D1":             "b",
 	} {
+		var list wire.BoxList
+		f.do("GET", "/boxes"+query, "").decode(t, &list)
 		var names string
-		for _, part := range strings.Split(f.do("GET", "/boxes"+query, "").body, `"name":"`)[1:] {
-			names += part[:1]
+		for _, b := range list.Boxes {
+			names += b.Name
 		}
 		if names != want {
 			t.Errorf("%q gives %s, want %s", query, names, want)

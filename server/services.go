@@ -8,12 +8,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httputil"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -75,6 +77,10 @@ func (s *Server) serviceURL(c call) (int, any, error) {
 	if answer.Token, err = s.sign(c.Context(), token); err != nil {
 		return 0, nil, err
 	}
+	grant := wire.ServiceGrant{Access: "token", Port: in.Port, CreatedAt: s.now(), EmbedOrigins: in.EmbedOrigins, ExpiresAt: answer.ExpiresAt}
+	if err := s.grant(c.Context(), b.Box.ID, grant); err != nil {
+		return 0, nil, err
+	}
 	answer.ServiceURL = fmt.Sprintf("%s%s%s/%d", base, servicePath, b.Box.ID, in.Port)
 	host := fmt.Sprintf("%s--%d.%s", b.Box.ID, in.Port, s.serviceDomain())
 	if port := base.Port(); port != "" {
@@ -85,6 +91,67 @@ func (s *Server) serviceURL(c call) (int, any, error) {
 		answer.EmbedURL = base.Scheme + "://" + host + serviceInner + "embed#token=" + answer.Token
 	}
 	return http.StatusOK, answer, nil
+}
+
+// grant writes down that there is a token for a port, until the last one lapses.
+func (s *Server) grant(ctx context.Context, id string, g wire.ServiceGrant) error {
+	err := s.store.update(ctx, func() error {
+		b, err := s.store.boxes.get(id)
+		if err != nil {
+			return err
+		}
+		kept := []wire.ServiceGrant{}
+		for _, old := range s.grants(b) {
+			if old.Port != g.Port {
+				kept = append(kept, old)
+				continue
+			}
+			g.CreatedAt, g.ExpiresAt = old.CreatedAt, max(g.ExpiresAt, old.ExpiresAt)
+		}
+		b.Services = append(kept, g)
+		return s.store.boxes.put(id, b)
+	})
+	if errors.Is(err, fs.ErrNotExist) {
+		return noSandbox(id)
+	}
+	return err
+}
+
+// grants are the ports of a sandbox whose tokens have not lapsed.
+func (s *Server) grants(b *box) []wire.ServiceGrant {
+	return slices.DeleteFunc(slices.Clone(b.Services), func(g wire.ServiceGrant) bool { return g.ExpiresAt <= s.now() })
+}
+
+func (s *Server) listServices(c call) (int, any, error) {
+	b, err := s.findBox(c.name)
+	if err != nil {
+		return 0, nil, err
+	}
+	l := listing[wire.ServiceGrant]{
+		field: "service_urls", whole: defaultPage, page: defaultPage, most: maxPage,
+		keys: map[string]func(wire.ServiceGrant) string{"created_at": func(g wire.ServiceGrant) string { return g.CreatedAt }},
+		id:   func(g wire.ServiceGrant) string { return sortable(&g.Port) },
+	}
+	return l.answer(c.URL.Query(), s.grants(b))
+}
+
+// forgetServices takes ports off the list. A token that is out is good until it
+// lapses, because nothing but its signature is looked at (protocol.md §16.8).
+func (s *Server) forgetServices(c call) (int, any, error) {
+	query := c.URL.Query()
+	port, err := number(query, "port", 0, 1, 65535)
+	if err != nil {
+		return 0, nil, err
+	}
+	err = s.store.update(c.Context(), func() error {
+		b, err := s.findBox(c.name)
+		if err != nil {
+			return err
+		}
+		b.Services = slices.DeleteFunc(s.grants(b), func(g wire.ServiceGrant) bool { return port == 0 || g.Port == port })
+		return s.store.boxes.put(b.Box.ID, b)
+	})
+	return http.StatusNoContent, nil, err
 }
 
 func checkService(in *wire.ServiceURLRequest) error {

@@ -3,6 +3,7 @@ package server
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -11,7 +12,6 @@ import (
 	"net/url"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -23,10 +23,9 @@ import (
 // sandboxes start with. One is captured from a sandbox, or stands for an image.
 
 const (
-	defaultTag      = "latest"
-	captureTimeout  = 10 * time.Minute
-	snapshotPage    = 50
-	maxSnapshotPage = 500
+	defaultTag     = "latest"
+	captureTimeout = 10 * time.Minute
+	maxDescription = 1024 // characters (protocol.md §16.12)
 )
 
 // snapshot is the record of one.
@@ -46,12 +45,12 @@ func (s *Server) createSnapshot(c call) (int, any, error) {
 	if in.DockerImage == "" {
 		return 0, nil, invalid("body.docker_image", "an image is required, such as %q", runtime.HostImage)
 	}
-	if err := s.checkSnapshot(in.Name, in.Tag, in.FSCapacityBytes, in.RunConfig); err != nil {
+	if err := s.checkSnapshot(in.Name, in.Tag, in.Description, in.FSCapacityBytes, in.RunConfig); err != nil {
 		return 0, nil, err
 	}
 	sn := s.newSnapshot(in.Name, in.Tag, in.Labels)
 	sn.Image, sn.Snapshot.DockerImage, sn.Snapshot.RunConfig = in.DockerImage, in.DockerImage, in.RunConfig
-	sn.Snapshot.FSCapacityBytes = in.FSCapacityBytes
+	sn.Snapshot.FSCapacityBytes, sn.Snapshot.Description = in.FSCapacityBytes, in.Description
 	var probe *box
 	err := s.store.update(c.Context(), func() error {
 		if in.RegistryID != "" {
@@ -91,7 +90,9 @@ func (s *Server) createSnapshot(c call) (int, any, error) {
 func (s *Server) captureSnapshot(c call) (int, any, error) {
 	var in wire.SnapshotCapture
 	var others struct { // what our client does not send
-		IncludeMemory bool `json:"include_memory"`
+		IncludeMemory bool            `json:"include_memory"`
+		ImageConfig   json.RawMessage `json:"image_config"`
+		Include       []any           `json:"include"`
 	}
 	for _, part := range []any{&in, &others} {
 		if err := decode(c.body, part); err != nil {
@@ -102,21 +103,17 @@ func (s *Server) captureSnapshot(c call) (int, any, error) {
 	if in.FSCapacityBytes != nil {
 		capacity = *in.FSCapacityBytes
 	}
-	if err := s.checkSnapshot(in.Name, in.Tag, capacity, in.RunConfig); err != nil {
+	if err := s.checkSnapshot(in.Name, in.Tag, in.Description, capacity, in.RunConfig); err != nil {
 		return 0, nil, err
 	}
-	for _, no := range []struct {
-		field string
-		asked bool
-		why   string
-	}{
-		{"checkpoint", in.Checkpoint != "", "this server keeps no checkpoints: leave it out to capture the sandbox as it is now"},
-		{"docker_image", in.DockerImage != "", "this server cannot export an image from inside a sandbox: leave it out to capture the sandbox's files"},
-		{"include_memory", others.IncludeMemory, "this server cannot keep memory"},
-	} {
-		if no.asked {
-			return 0, nil, unsupported(no.field, no.why)
-		}
+	if err := refuse(
+		refusal{"checkpoint", in.Checkpoint != "", "this server keeps no checkpoints: leave it out to capture the sandbox as it is now"},
+		refusal{"docker_image", in.DockerImage != "", "this server cannot export an image from inside a sandbox: leave it out to capture the sandbox's files"},
+		refusal{"include_memory", others.IncludeMemory, "this server cannot keep memory"},
+		refusal{"image_config", given(others.ImageConfig), "this server runs no image's own entry point"},
+		refusal{"include", len(others.Include) > 0, "a snapshot of this server has files, labels and run_config; set the rest where sandboxes are made from it"},
+	); err != nil {
+		return 0, nil, err
 	}
 	b, err := s.findBox(c.name)
 	if err != nil {
@@ -130,7 +127,7 @@ func (s *Server) captureSnapshot(c call) (int, any, error) {
 	sn := s.newSnapshot(in.Name, in.Tag, merged(b.Box.Labels, in.Labels))
 	sn.Image, sn.Layer, sn.Owner = b.Image, true, s.store.owner
 	sn.Snapshot.Status, sn.Snapshot.SourceSandboxID, sn.Snapshot.RunConfig = wire.StatusBuilding, b.Box.ID, overlay(b.Box.RunConfig, in.RunConfig)
-	sn.Snapshot.FSCapacityBytes = capacity
+	sn.Snapshot.FSCapacityBytes, sn.Snapshot.Description = capacity, in.Description
 	if capacity == 0 && b.Box.FSCapacityBytes != nil {
 		sn.Snapshot.FSCapacityBytes = *b.Box.FSCapacityBytes
 	}
@@ -142,12 +139,18 @@ func (s *Server) captureSnapshot(c call) (int, any, error) {
 }
 
 // checkSnapshot checks what is asked of a snapshot of either kind.
-func (s *Server) checkSnapshot(name, tag string, capacity int64, run *wire.RunConfig) error {
+func (s *Server) checkSnapshot(name, tag, description string, capacity int64, run *wire.RunConfig) error {
 	if !wire.ValidSnapshotName(name) {
 		return invalid("body.name", "the name %q is not one: want %s", name, wire.SnapshotNameRule)
 	}
-	if tag != "" && !wire.ValidSnapshotName(tag) {
-		return invalid("body.tag", "the tag %q is not one: want %s", tag, wire.SnapshotNameRule)
+	if strings.HasPrefix(name, "system/") {
+		return invalid("body.name", "the name %q is not free: what begins with system/ is the service's", name)
+	}
+	if tag != "" && !wire.ValidSnapshotTag(tag) {
+		return invalid("body.tag", "the tag %q is not one: want %s", tag, wire.SnapshotTagRule)
+	}
+	if len([]rune(description)) > maxDescription {
+		return invalid("body.description", "want %d characters at most", maxDescription)
 	}
 	if capacity < 0 {
 		return invalid("body.fs_capacity_bytes", "want a number above 0")
@@ -354,18 +357,8 @@ func (s *Server) getSnapshot(c call) (int, any, error) {
 
 func (s *Server) listSnapshots(c call) (int, any, error) {
 	query := c.URL.Query()
-	compare, err := order(query, map[string]func(wire.Snapshot) string{
-		"created_at": func(v wire.Snapshot) string { return v.CreatedAt },
-		"name":       func(v wire.Snapshot) string { return v.Name },
-		"status":     func(v wire.Snapshot) string { return v.Status },
-	}, func(v wire.Snapshot) string { return v.ID })
-	if err != nil {
-		return 0, nil, err
-	}
-	if n, err := strconv.Atoi(cmp.Or(query.Get("limit"), strconv.Itoa(snapshotPage))); err != nil || n < 1 || n > maxSnapshotPage {
-		return 0, nil, invalid("query.limit", "want an integer from 1 to %d", maxSnapshotPage)
-	} else {
-		query.Set("limit", strconv.Itoa(n))
+	if query.Has("tag_value_id") {
+		return 0, nil, unsupported("tag_value_id", "this server keeps no tags: filter by label")
 	}
 	all, current, err := s.snapshotBooks()
 	if err != nil {
@@ -377,9 +370,16 @@ func (s *Server) listSnapshots(c call) (int, any, error) {
 			found = append(found, v)
 		}
 	}
-	slices.SortFunc(found, compare)
-	found, offset, err := page(query, found)
-	return http.StatusOK, wire.SnapshotList{Snapshots: found, Offset: offset}, err
+	l := listing[wire.Snapshot]{
+		field: "snapshots", whole: defaultPage, page: defaultPage, most: maxPage,
+		keys: map[string]func(wire.Snapshot) string{
+			"created_at": func(v wire.Snapshot) string { return v.CreatedAt },
+			"name":       func(v wire.Snapshot) string { return v.Name },
+			"status":     func(v wire.Snapshot) string { return v.Status },
+		},
+		id: func(v wire.Snapshot) string { return v.ID },
+	}
+	return l.answer(query, found)
 }
 
 func snapshotMatches(v *wire.Snapshot, query url.Values) bool {

@@ -64,7 +64,7 @@ func (s *Server) listTemplates(c call) (int, any, error) {
 	if err != nil {
 		return 0, nil, err
 	}
-	page, _, err := page(c.URL.Query(), all)
+	page, err := page(c.URL.Query(), all)
 	if err != nil {
 		return 0, nil, err
 	}
@@ -147,6 +147,23 @@ func checkName(name string) error {
 // do (protocol.md §15).
 func unsupported(field, why string) error {
 	return fail(http.StatusUnprocessableEntity, kindSandboxConfig, "%s: %s", field, why)
+}
+
+// refusal is of a field that asks for what this server cannot do.
+type refusal struct {
+	field string
+	asked bool
+	why   string
+}
+
+// refuse returns the first refusal that is called for.
+func refuse(refusals ...refusal) error {
+	for _, r := range refusals {
+		if r.asked {
+			return unsupported(r.field, r.why)
+		}
+	}
+	return nil
 }
 
 // limit is one that a request asks for.

@@ -59,7 +59,7 @@ func (s *Server) listVolumes(c call) (int, any, error) {
 	if err != nil {
 		return 0, nil, err
 	}
-	page, _, err := page(c.URL.Query(), all)
+	page, err := page(c.URL.Query(), all)
 	if err != nil {
 		return 0, nil, err
 	}

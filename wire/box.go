@@ -123,6 +123,16 @@ type ServiceURL struct {
 	Access       string   `json:"access,omitempty"`
 }
 
+// ServiceGrant is one port of a sandbox that can be reached, as GET
+// /boxes/{name}/service-urls lists them (§16.8).
+type ServiceGrant struct {
+	Access       string   `json:"access"` // "token"
+	Port         int      `json:"port"`
+	CreatedAt    string   `json:"created_at"`
+	EmbedOrigins []string `json:"embed_origins,omitempty"`
+	ExpiresAt    string   `json:"expires_at,omitempty"`
+}
+
 // DownloadURLRequest is the body of POST /boxes/{name}/download-url (§2.9).
 type DownloadURLRequest struct {
 	Path               string `json:"path"`

@@ -18,6 +18,8 @@ type SnapshotCreate struct {
 
 	Labels map[string]string `json:"labels,omitzero"`
 	Tag    string            `json:"tag,omitempty"` // "latest" if empty
+
+	Description string `json:"description,omitempty"`
 }
 
 // SnapshotCapture is the body of POST /boxes/{name}/snapshot. Checkpoint is of
@@ -31,6 +33,8 @@ type SnapshotCapture struct {
 
 	Labels map[string]string `json:"labels,omitzero"`
 	Tag    string            `json:"tag,omitempty"` // "latest" if empty
+
+	Description string `json:"description,omitempty"`
 }
 
 // Snapshot is a root filesystem that sandboxes boot from.
@@ -52,6 +56,8 @@ type Snapshot struct {
 
 	Labels map[string]string `json:"labels,omitempty"`
 	Tags   []string          `json:"tags,omitempty"` // under which it is found as name:tag now
+
+	Description string `json:"description,omitempty"`
 }
 
 func (s *Snapshot) UnmarshalJSON(data []byte) error {

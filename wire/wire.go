@@ -26,11 +26,12 @@ const (
 	StatusBuilding     = "building"
 )
 
-// NameRule and SnapshotNameRule say in words what ValidName and
-// ValidSnapshotName check.
+// The rules say in words what ValidName, ValidSnapshotName and ValidSnapshotTag
+// check.
 const (
 	NameRule         = "1 to 63 lower-case letters, digits and hyphens, with no hyphen first or last"
-	SnapshotNameRule = "1 to 128 lower-case letters, digits, hyphens, underscores and dots"
+	SnapshotNameRule = "lower-case letters, digits, hyphens, underscores and dots, in parts of at most 128 with slashes between them, 255 in all"
+	SnapshotTagRule  = "1 to 128 lower-case letters, digits, hyphens, underscores and dots"
 )
 
 // ValidName reports whether name can be given to a volume, template, pool, box
@@ -39,8 +40,19 @@ func ValidName(name string) bool {
 	return ofLowerCase(name, "-", 63) && name[0] != '-' && name[len(name)-1] != '-'
 }
 
-// ValidSnapshotName reports whether name can be given to a snapshot (§2.0).
-func ValidSnapshotName(name string) bool { return ofLowerCase(name, "-_.", 128) }
+// ValidSnapshotName reports whether name can be given to a snapshot: parts joined
+// by slashes (§2.0, §16.12), none of which is . or .. as in a path.
+func ValidSnapshotName(name string) bool {
+	for part := range strings.SplitSeq(name, "/") {
+		if !ValidSnapshotTag(part) || strings.Trim(part, ".") == "" {
+			return false
+		}
+	}
+	return len(name) <= 255
+}
+
+// ValidSnapshotTag reports whether tag can stand behind a snapshot's name (§2.0).
+func ValidSnapshotTag(tag string) bool { return ofLowerCase(tag, "-_.", 128) }
 
 // ofLowerCase reports whether s is 1 to most lower-case letters, digits and
 // others. It is no regular expression because every start of a sandbox's first

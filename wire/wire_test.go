@@ -324,7 +324,7 @@ func TestNames(t *testing.T) {
 			t.Errorf("ValidName(%q) = %v", name, !want)
 		}
 	}
-	for name, want := range map[string]bool{"a_b.c-1": true, strings.Repeat("a", 128): true, strings.Repeat("a", 129): false, "a:b": false, "a/b": false, "": false, "A": false} {
+	for name, want := range map[string]bool{"a_b.c-1": true, strings.Repeat("a", 128): true, strings.Repeat("a", 129): false, "a:b": false, "a/b": true, "a/b.c/d_e-1": true, "a//b": false, "/a": false, "a/": false, "a/../b": false, "": false, "A": false, strings.Repeat("a/", 127) + "a": true, strings.Repeat("a/", 128) + "a": false} {
 		if ValidSnapshotName(name) != want {
 			t.Errorf("ValidSnapshotName(%q) = %v", name, !want)
 		}
