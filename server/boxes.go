@@ -82,7 +82,6 @@ type others struct {
 	RestoreMemory        bool            `json:"restore_memory"`
 	Persistent           *bool           `json:"persistent"`
 	Volumes              []any           `json:"volumes"`
-	TagValueIDs          []any           `json:"tag_value_ids"`
 }
 
 const (
@@ -229,7 +228,6 @@ func (s *Server) checkCreate(in *boxCreate) error {
 		refusal{"restore_memory", in.RestoreMemory, "this server cannot keep memory"},
 		refusal{"persistent", in.Persistent != nil && !*in.Persistent, "every sandbox of this server is persistent"},
 		refusal{"volumes", len(in.Volumes) > 0, "this server mounts volumes where a template says: name one by template_name"},
-		refusal{"tag_value_ids", len(in.TagValueIDs) > 0, "this server keeps no tags: use labels"},
 	); err != nil {
 		return err
 	}
@@ -366,7 +364,6 @@ func (s *Server) updateBox(c call) (int, any, error) {
 		CPUMillicores   *int   `json:"cpu_millicores"`
 		MemBytes        *int64 `json:"mem_bytes"`
 		FSCapacityBytes *int64 `json:"fs_capacity_bytes"`
-		TagValueIDs     []any  `json:"tag_value_ids"`
 	}
 	for _, part := range []any{&in, &fixed} {
 		if err := decode(c.body, part); err != nil {
@@ -379,7 +376,6 @@ func (s *Server) updateBox(c call) (int, any, error) {
 		refusal{"cpu_millicores", fixed.CPUMillicores != nil, unchangeable},
 		refusal{"mem_bytes", fixed.MemBytes != nil, unchangeable},
 		refusal{"fs_capacity_bytes", fixed.FSCapacityBytes != nil, unchangeable},
-		refusal{"tag_value_ids", len(fixed.TagValueIDs) > 0, "this server keeps no tags"},
 	); err != nil {
 		return 0, nil, err
 	}

@@ -193,7 +193,6 @@ func TestRefusals(t *testing.T) {
 		{"GET", "/usage/costs", "", 404, `"error":"NotImplemented"`},
 		{"POST", "/boxes/batch-delete", `{}`, 404, `"error":"NotImplemented"`},
 		{"POST", "/boxes", `{"volumes":[{"volume":"v","mount_path":"/v"}]}`, 422, config("volumes")},
-		{"POST", "/boxes", `{"tag_value_ids":["x"]}`, 422, config("tag_value_ids")},
 		{"PATCH", "/boxes/x", `{"vcpus":2}`, 422, config("vcpus")},
 		{"PATCH", "/boxes/x", `{"mem_bytes":2}`, 422, config("mem_bytes")},
 		{"POST", "/boxes/x/snapshot", `{"name":"s","include":["all"]}`, 422, config("include")},

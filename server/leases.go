@@ -2,7 +2,6 @@ package server
 
 import (
 	"net/http"
-	"regexp"
 	"time"
 
 	"github.com/sbx-star/sbx-star/wire"
@@ -20,14 +19,14 @@ type lease struct {
 
 const maxLease = 24 * 60 * 60 // seconds
 
-var leaseRule = regexp.MustCompile(`^[A-Za-z0-9_-]{1,128}$`)
+var leaseRule = rule(`^[A-Za-z0-9_-]{1,128}$`)
 
 // newLease checks what a sandbox's creation asks for, and begins it; nil is none.
 func (s *Server) newLease(in *wire.Lease) (*lease, error) {
 	switch {
 	case in == nil:
 		return nil, nil
-	case !leaseRule.MatchString(in.ID):
+	case !leaseRule().MatchString(in.ID):
 		return nil, invalid("body.lease.id", "want 1 to 128 letters, digits, hyphens and underscores")
 	case in.TTLSeconds < 1 || in.TTLSeconds > maxLease:
 		return nil, invalid("body.lease.ttl_seconds", "want an integer from 1 to %d", maxLease)

@@ -1,22 +1,24 @@
 package server
 
 import (
-	"fmt"
 	"io"
-	"maps"
 	"net/http"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
-	"sync"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/common/expfmt"
 
 	"github.com/sbx-star/sbx-star/wire"
 )
 
 // This file defines how a server is watched: GET /healthz, which asks for no
 // key, and GET /metrics in the text format of Prometheus. What is counted lives
-// with the server, and says nothing of who asked for what.
+// with the server, and says nothing of who asked for what. promhttp is left out:
+// it would add to the start of every daemon, which is the same program.
 
 const (
 	healthPath  = "/healthz"
@@ -25,19 +27,25 @@ const (
 
 // metrics are what was counted since the server began.
 type metrics struct {
-	mu       sync.Mutex
-	requests map[requestKind]uint64
-	took     map[string]duration // by plane
+	registry *prometheus.Registry
+	boxes    *prometheus.GaugeVec
+	requests *prometheus.CounterVec
+	took     *prometheus.SummaryVec
 }
 
-type requestKind struct {
-	plane, method string
-	status        int
-}
-
-type duration struct {
-	count uint64
-	sum   time.Duration
+func (s *Server) newMetrics() metrics {
+	m := metrics{
+		registry: prometheus.NewRegistry(),
+		boxes:    prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "sbx_star_sandboxes", Help: "Sandboxes in the state folder."}, []string{"status"}),
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "sbx_star_requests_total", Help: "Requests that were answered."}, []string{"plane", "method", "status"}),
+		took:     prometheus.NewSummaryVec(prometheus.SummaryOpts{Name: "sbx_star_request_duration_seconds", Help: "How long requests took, less those that became WebSockets."}, []string{"plane"}),
+	}
+	m.registry.MustRegister(m.boxes, m.requests, m.took,
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "sbx_star_info", Help: "Constant 1, with what this server is.",
+			ConstLabels: prometheus.Labels{"runtime": s.options.Runtime.Info().Name, "version": s.options.Version}}, func() float64 { return 1 }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "sbx_star_websockets", Help: "WebSockets to sandboxes that are open."},
+			func() float64 { return float64(s.sockets.Load()) }))
+	return m
 }
 
 // methods are those that are counted by name: a client can make up any other.
@@ -47,12 +55,9 @@ func (m *metrics) count(plane, method string, status int, took time.Duration) {
 	if !slices.Contains(methods, method) {
 		method = "other"
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.requests[requestKind{plane, method, status}]++
+	m.requests.WithLabelValues(plane, method, strconv.Itoa(status)).Inc()
 	if status != http.StatusSwitchingProtocols { // those last as long as they are used
-		d := m.took[plane]
-		m.took[plane] = duration{d.count + 1, d.sum + took}
+		m.took.WithLabelValues(plane).Observe(took.Seconds())
 	}
 }
 
@@ -98,43 +103,20 @@ func (s *Server) serveMetrics(w *recorder) error {
 		status, _ := s.status(b)
 		boxes[status]++
 	}
-	var text strings.Builder
-	family := func(name, kind, help string) {
-		fmt.Fprintf(&text, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, kind)
+	for status, n := range boxes {
+		s.metrics.boxes.WithLabelValues(status).Set(float64(n))
 	}
-	family("sbx_star_info", "gauge", "Constant 1, with what this server is.")
-	fmt.Fprintf(&text, "sbx_star_info{runtime=%s,version=%s} 1\n", label(s.options.Runtime.Info().Name), label(s.options.Version))
-	family("sbx_star_sandboxes", "gauge", "Sandboxes in the state folder.")
-	for _, status := range slices.Sorted(maps.Keys(boxes)) {
-		fmt.Fprintf(&text, "sbx_star_sandboxes{status=%s} %d\n", label(status), boxes[status])
+	families, err := s.metrics.registry.Gather()
+	if err != nil {
+		return err
 	}
-	family("sbx_star_websockets", "gauge", "WebSockets to sandboxes that are open.")
-	fmt.Fprintf(&text, "sbx_star_websockets %d\n", s.sockets.Load())
-	s.metrics.write(&text, family)
-	w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-	io.WriteString(w, text.String())
+	format := expfmt.NewFormat(expfmt.TypeTextPlain)
+	w.Header().Set("Content-Type", string(format))
+	text := expfmt.NewEncoder(w, format)
+	for _, family := range families {
+		if text.Encode(family) != nil {
+			return nil // the client has gone
+		}
+	}
 	return nil
-}
-
-func (m *metrics) write(w io.Writer, family func(name, kind, help string)) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	family("sbx_star_requests_total", "counter", "Requests that were answered.")
-	kinds := slices.SortedFunc(maps.Keys(m.requests), func(a, b requestKind) int {
-		return strings.Compare(fmt.Sprint(a), fmt.Sprint(b))
-	})
-	for _, k := range kinds {
-		fmt.Fprintf(w, "sbx_star_requests_total{method=%s,plane=%s,status=\"%d\"} %d\n", label(k.method), label(k.plane), k.status, m.requests[k])
-	}
-	family("sbx_star_request_duration_seconds", "summary", "How long requests took, less those that became WebSockets.")
-	for _, plane := range slices.Sorted(maps.Keys(m.took)) {
-		d := m.took[plane]
-		fmt.Fprintf(w, "sbx_star_request_duration_seconds_sum{plane=%s} %g\n", label(plane), d.sum.Seconds())
-		fmt.Fprintf(w, "sbx_star_request_duration_seconds_count{plane=%s} %d\n", label(plane), d.count)
-	}
-}
-
-// label is a label's value as the format has it.
-func label(value string) string {
-	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`).Replace(value) + `"`
 }

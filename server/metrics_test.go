@@ -1,9 +1,14 @@
 package server_test
 
 import (
+	"maps"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
 
 	"github.com/sbx-star/sbx-star/server"
 )
@@ -37,19 +42,45 @@ func TestMetrics(t *testing.T) {
 	exchange(t, f.socket(b, "/execute/ws"), "hello")
 	f.do("GET", "!/metrics", "", "X-Api-Key", "wrong").want(t, 401)
 	a := f.do("GET", "!/metrics", "", "X-Api-Key", "", "Authorization", "Bearer sesame")
-	a.want(t, 200,
-		"# TYPE sbx_star_info gauge\nsbx_star_info{runtime=\"memory\",version=\"a\\\"b\"} 1\n",
-		"# TYPE sbx_star_sandboxes gauge\nsbx_star_sandboxes{status=\"deleting\"} 0\n",
-		"sbx_star_sandboxes{status=\"ready\"} 1\n", "sbx_star_sandboxes{status=\"stopped\"} 1\n",
-		"\nsbx_star_websockets 1\n",
-		"# TYPE sbx_star_requests_total counter\n",
-		"sbx_star_requests_total{method=\"POST\",plane=\"control\",status=\"201\"} 2\n",
-		"sbx_star_requests_total{method=\"GET\",plane=\"data\",status=\"200\"} 1\n",
-		"sbx_star_requests_total{method=\"GET\",plane=\"control\",status=\"404\"} 1\n",
-		"sbx_star_requests_total{method=\"other\",plane=\"control\",status=\"404\"} 1\n",
-		"sbx_star_requests_total{method=\"GET\",plane=\"other\",status=\"200\"} 1\n",
-		"sbx_star_requests_total{method=\"GET\",plane=\"other\",status=\"401\"} 1\n",
-		"sbx_star_request_duration_seconds_count{plane=\"data\"} 1")
+	parser := expfmt.NewTextParser(model.UTF8Validation)
+	families, err := parser.TextToMetricFamilies(strings.NewReader(a.body + "\n"))
+	if a.StatusCode != 200 || err != nil {
+		t.Fatalf("%d, %v: %s", a.StatusCode, err, a.body)
+	}
+	kinds := map[string]string{}
+	values := map[string]float64{}
+	for name, family := range families {
+		kinds[name] = family.GetType().String()
+		for _, m := range family.GetMetric() {
+			labels := []string{}
+			for _, l := range m.GetLabel() {
+				labels = append(labels, l.GetValue())
+			}
+			values[name+" "+strings.Join(labels, " ")] = m.GetGauge().GetValue() + m.GetCounter().GetValue() + float64(m.GetSummary().GetSampleCount())
+		}
+	}
+	if want := map[string]string{"sbx_star_info": "GAUGE", "sbx_star_sandboxes": "GAUGE", "sbx_star_websockets": "GAUGE",
+		"sbx_star_requests_total": "COUNTER", "sbx_star_request_duration_seconds": "SUMMARY"}; !maps.Equal(kinds, want) {
+		t.Errorf("got %v, want %v", kinds, want)
+	}
+	for name, want := range map[string]float64{
+		`sbx_star_info memory a"b`:                  1,
+		"sbx_star_sandboxes deleting":               0,
+		"sbx_star_sandboxes ready":                  1,
+		"sbx_star_sandboxes stopped":                1,
+		"sbx_star_websockets ":                      1,
+		"sbx_star_requests_total POST control 201":  2,
+		"sbx_star_requests_total GET data 200":      1,
+		"sbx_star_requests_total GET control 404":   1,
+		"sbx_star_requests_total other control 404": 1,
+		"sbx_star_requests_total GET other 200":     1,
+		"sbx_star_requests_total GET other 401":     1,
+		"sbx_star_request_duration_seconds data":    1,
+	} {
+		if got, ok := values[name]; !ok || got != want {
+			t.Errorf("%s is %v, want %v; there is %v", name, got, want, values)
+		}
+	}
 	if a.Header.Get("Content-Type") != "text/plain; version=0.0.4; charset=utf-8" {
 		t.Errorf("headers %v", a.Header)
 	}

@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/http"
 	"path"
-	"regexp"
 
 	"github.com/sbx-star/sbx-star/runtime"
 	"github.com/sbx-star/sbx-star/wire"
@@ -17,13 +16,13 @@ import (
 // This file defines who runs commands in a sandbox, where and with what
 // environment, as far as the sandbox says it (protocol.md §16.3).
 
-var userRule = regexp.MustCompile(`^[^:\s\x00]+(:[^:\s\x00]+)?$`)
+var userRule = rule(`^[^:\s\x00]+(:[^:\s\x00]+)?$`)
 
 func checkRunConfig(run *wire.RunConfig) error {
 	switch {
 	case run == nil:
 		return nil
-	case run.User != "" && !userRule.MatchString(run.User):
+	case run.User != "" && !userRule().MatchString(run.User):
 		return invalid("body.run_config.user", "the user %q is not one: want name, uid, name:group or uid:gid", run.User)
 	case run.WorkDir != "" && !path.IsAbs(run.WorkDir):
 		return invalid("body.run_config.work_dir", "the folder %q is relative: want an absolute path", run.WorkDir)

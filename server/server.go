@@ -117,7 +117,7 @@ func New(options Options) (*Server, error) {
 		return nil, err
 	}
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
-	s.metrics = metrics{requests: map[requestKind]uint64{}, took: map[string]duration{}}
+	s.metrics = s.newMetrics()
 	s.began = s.options.Now()
 	s.work.Go(s.keepUp)
 	s.work.Go(s.janitor)

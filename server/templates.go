@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/sbx-star/sbx-star/wire"
 )
@@ -185,13 +186,19 @@ func (s *Server) checkLimits(limits ...limit) error {
 	return nil
 }
 
+// rule is a regular expression that is compiled when it is first needed: every
+// start of a daemon, which is the same program, would pay for it otherwise.
+func rule(text string) func() *regexp.Regexp {
+	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(text) })
+}
+
 var (
-	cpuRule      = regexp.MustCompile(`^([0-9]{1,9}m|[0-9]{1,6}(\.[0-9]{1,3})?)$`)
-	quantityRule = regexp.MustCompile(`^([0-9]{1,18}(\.[0-9]{1,9})?)([KMGTPE]i|[kMGTPE]|[eE][0-9]{1,2})?$`)
+	cpuRule      = rule(`^([0-9]{1,9}m|[0-9]{1,6}(\.[0-9]{1,3})?)$`)
+	quantityRule = rule(`^([0-9]{1,18}(\.[0-9]{1,9})?)([KMGTPE]i|[kMGTPE]|[eE][0-9]{1,2})?$`)
 )
 
 func (s *Server) checkResources(r wire.Resources) error {
-	if !cpuRule.MatchString(r.CPU) || zero(strings.TrimSuffix(r.CPU, "m")) {
+	if !cpuRule().MatchString(r.CPU) || zero(strings.TrimSuffix(r.CPU, "m")) {
 		return invalid("body.resources.cpu", "the CPU limit %q is not one: want cores or millicores, such as 2 or 500m", r.CPU)
 	}
 	for _, q := range []struct{ field, value string }{{"memory", r.Memory}, {"storage", r.Storage}} {
@@ -209,7 +216,7 @@ func (s *Server) checkResources(r wire.Resources) error {
 // quantity is the number of bytes that a Kubernetes quantity stands for, or
 // nil if it is none or zero.
 func quantity(text string) *big.Rat {
-	m := quantityRule.FindStringSubmatch(text)
+	m := quantityRule().FindStringSubmatch(text)
 	if m == nil || zero(m[1]) {
 		return nil
 	}
