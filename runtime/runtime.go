@@ -90,6 +90,10 @@ type Instance interface {
 // ErrGone says that a sandbox has no live daemon any more.
 var ErrGone = errors.New("the sandbox's daemon is gone")
 
+// ErrDiskFull says that there is no room, or none that this user may take up, for
+// what a sandbox writes.
+var ErrDiskFull = errors.New("the disk is full")
+
 // Unsupported says what a machine or a runtime cannot do and what to do about it.
 type Unsupported struct {
 	What string // "user namespaces are switched off on this machine"

@@ -11,8 +11,10 @@ import (
 	"reflect"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
+	"github.com/sbx-star/sbx-star/runtime"
 	"github.com/sbx-star/sbx-star/wire"
 )
 
@@ -45,6 +47,7 @@ const (
 	kindTooLarge       = "PayloadTooLarge"
 	kindUnauthorized   = "Unauthorized"
 	kindValidation     = "ValidationError"
+	kindUnschedulable  = "Unschedulable"
 )
 
 // failure is an error that knows its answer. Its cause is logged, not answered.
@@ -114,6 +117,8 @@ func (s *Server) answerError(w http.ResponseWriter, r *http.Request, id string, 
 	var f *failure
 	if !errors.As(err, &f) && r.Context().Err() != nil {
 		f = fail(http.StatusRequestTimeout, kindTimeout, "the client has gone")
+	} else if f == nil && diskFull(err) {
+		f = s.noRoom(err)
 	} else if f == nil {
 		f = fail(http.StatusInternalServerError, kindInternal, "the server failed; its log says why under this id")
 		f.cause = err
@@ -139,6 +144,21 @@ func (s *Server) answerError(w http.ResponseWriter, r *http.Request, id string, 
 		return
 	}
 	answer(w, f.status, f.problem)
+}
+
+// diskFull reports whether what failed needs room. A kernel that has no more
+// namespaces says so with the same error, in an *Unsupported.
+func diskFull(err error) bool {
+	if _, ok := errors.AsType[*runtime.Unsupported](err); ok {
+		return false
+	}
+	return errors.Is(err, runtime.ErrDiskFull) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
+}
+
+func (s *Server) noRoom(err error) *failure {
+	f := fail(http.StatusInternalServerError, kindInternal, "the disk is full: there is no room left in the state folder %s: delete sandboxes, snapshots or volumes, or have the server use another folder (%v)", s.store.dir, err)
+	f.cause = err
+	return f
 }
 
 // answer writes a body as JSON; nil is no body.

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"github.com/sbx-star/sbx-star/runtime"
@@ -385,6 +386,8 @@ func TestCreateFailures(t *testing.T) {
 	}{
 		"unsupported": {&runtime.Unsupported{What: "no user namespaces", Hint: "allow them"}, `{"name":"x"}`, `"error":"SandboxConfig","message":"the sandbox could not be made: no user namespaces: allow them`},
 		"image":       {&runtime.Unsupported{What: "no images", Hint: "use host"}, `{"name":"x","template_name":"t"}`, `"error":"ImagePull"`},
+		"disk":        {fmt.Errorf("write the layer: %w", syscall.ENOSPC), `{"name":"x"}`, "the disk is full: there is no room left in the state folder "},
+		"overlay":     {fmt.Errorf("%w: a sandbox could not lay the layers", runtime.ErrDiskFull), `{"name":"x"}`, `"error":"Unschedulable"`},
 		"crash":       {errors.New("the daemon died"), `{"name":"x"}`, `"error":"CrashLoop"`},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -392,13 +395,17 @@ func TestCreateFailures(t *testing.T) {
 			f := serve(t, h, func(o *server.Options) { o.BestEffort = true })
 			f.do("POST", "/templates", `{"name":"t","image":"exotic"}`).want(t, 201)
 			h.failure = c.failure
-			f.do("POST", "/boxes", c.body).want(t, 422, c.want)
+			status, message := 422, "the sandbox could not be made: "
+			if name == "disk" || name == "overlay" {
+				status, message = 503, "the disk is full: there is no room left in the state folder "+f.dir+": delete sandboxes"
+			}
+			f.do("POST", "/boxes", c.body).want(t, status, c.want)
 			f.empty(h)
 
 			// Without waiting, the failure stays to be seen, and can be deleted.
 			f.do("POST", "/boxes", strings.Replace(c.body, "{", `{"wait_for_ready":false,`, 1)).want(t, 201, `"status":"provisioning"`, `"dataplane_url":"`)
 			eventually(t, "failed", func() bool {
-				return strings.Contains(f.do("GET", "/boxes/x/status", "").body, `"status":"failed","status_message":"the sandbox could not be made: `)
+				return strings.Contains(f.do("GET", "/boxes/x/status", "").body, `"status":"failed","status_message":"`+message)
 			})
 			var b wire.Box
 			f.do("GET", "/boxes/x", "").decode(t, &b)

@@ -260,7 +260,7 @@ func (s *Server) settle(id string, instance runtime.Instance, why error) {
 			b.Box.StoppedAt = b.Box.UpdatedAt
 		}
 		if why != nil && (b.Unmade || !errors.Is(why, errClosing)) {
-			b.Box.Status, b.Box.StatusMessage = wire.StatusFailed, why.Error()
+			b.Box.Status, b.Box.StatusMessage = wire.StatusFailed, s.reason(why)
 		}
 		return s.store.boxes.put(id, b)
 	})

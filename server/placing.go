@@ -26,6 +26,7 @@ const (
 	adoptTimeout  = 10 * time.Second
 	removeTimeout = time.Minute
 	giveUpGrace   = 30 * time.Second      // for a runtime to stop making a sandbox
+	roomPause     = "5"                   // seconds before asking again for room on the disk
 	peerPoll      = 20 * time.Millisecond // between looks whether another process has finished
 )
 
@@ -147,7 +148,7 @@ func (s *Server) place(b *box, rollback bool) *handle {
 func (s *Server) create(ctx context.Context, b *box) (runtime.Instance, error) {
 	instance, err := s.options.Runtime.Create(ctx, s.spec(b))
 	if err != nil {
-		return nil, placingFailed(err, b.Image)
+		return nil, s.placingFailed(err, b.Image)
 	}
 	if b.configured() {
 		err = s.configure(ctx, instance, b)
@@ -213,7 +214,7 @@ func (s *Server) markFailed(id string, why error, only ...string) {
 		if err != nil || only != nil && !slices.Contains(only, b.Box.Status) {
 			return err
 		}
-		b.Box.Status, b.Box.StatusMessage = wire.StatusFailed, why.Error()
+		b.Box.Status, b.Box.StatusMessage = wire.StatusFailed, s.reason(why)
 		b.Box.UpdatedAt, b.Owner = s.now(), ""
 		return s.store.boxes.put(id, b)
 	})
@@ -222,8 +223,21 @@ func (s *Server) markFailed(id string, why error, only ...string) {
 	}
 }
 
+// reason is what a record says of an error.
+func (s *Server) reason(err error) string {
+	if _, ok := errors.AsType[*failure](err); !ok && diskFull(err) {
+		return s.noRoom(err).Error()
+	}
+	return err.Error()
+}
+
 // placingFailed says why a sandbox could not be made (protocol.md §2.4).
-func placingFailed(err error, image string) error {
+func (s *Server) placingFailed(err error, image string) error {
+	if diskFull(err) { // that may pass, and nothing is left of the attempt
+		f := s.noRoom(err)
+		f.status, f.problem.Type, f.retryAfter = http.StatusServiceUnavailable, kindUnschedulable, roomPause
+		return f
+	}
 	kind := kindCrashLoop
 	if _, ok := errors.AsType[*runtime.Unsupported](err); ok {
 		kind = kindSandboxConfig

@@ -28,6 +28,7 @@ const (
 	maxReplicas = 100
 	poolWorkers = 4 // sandboxes that are made at a time
 	poolRounds  = 5 * time.Second
+	poolPause   = 5 * time.Minute // at most, after failures, before a pool is filled again
 )
 
 // pool is the record of one.
@@ -362,8 +363,9 @@ func (s *Server) tendPools() {
 func (s *Server) keepUp() {
 	ticker := time.NewTicker(poolRounds)
 	defer ticker.Stop()
+	failing := setbacks{}
 	for always := true; ; always = false { // what a killed server left may be of no pool
-		for s.poolRound(always) {
+		for s.poolRound(always, failing) {
 			always = false
 		}
 		s.collectSnapshots()
@@ -376,17 +378,50 @@ func (s *Server) keepUp() {
 	}
 }
 
+// setbacks are the pools, by id, whose sandboxes could not be made. Only keepUp
+// has them.
+type setbacks map[string]*setback
+
+type setback struct {
+	pause time.Duration // doubles with each
+	until time.Time
+}
+
+// note takes in how making a sandbox for a pool ended, and returns the pause that
+// is made now.
+func (sb setbacks) note(id string, failed bool, now time.Time) time.Duration {
+	if !failed {
+		delete(sb, id)
+		return 0
+	}
+	b := sb[id]
+	if b == nil {
+		b = &setback{pause: poolRounds / 2}
+		sb[id] = b
+	}
+	if !now.Before(b.until) { // one for all that failed at a time
+		b.pause = min(2*b.pause, poolPause)
+		b.until = now.Add(b.pause)
+	}
+	return b.pause
+}
+
+func (sb setbacks) rests(id string, now time.Time) bool {
+	b := sb[id]
+	return b != nil && now.Before(b.until)
+}
+
 // poolRound removes what the pools have too much, and makes some of what they
 // lack. It reports whether there may be more to do, which is not so if anything
 // failed.
-func (s *Server) poolRound(always bool) (more bool) {
+func (s *Server) poolRound(always bool, failing setbacks) (more bool) {
 	if pools, err := s.store.pools.all(); err == nil && len(pools) == 0 && !always {
 		return false
 	}
 	dead := s.deadWarm()
 	var surplus, fresh []*box
 	err := s.store.update(s.ctx, func() (err error) {
-		surplus, fresh, err = s.planPools(dead)
+		surplus, fresh, err = s.planPools(dead, failing)
 		return err
 	})
 	errs := make([]error, len(surplus)+len(fresh))
@@ -402,10 +437,23 @@ func (s *Server) poolRound(always bool) (more bool) {
 		work.Go(func() { errs[len(surplus)+i] = s.waitReady(s.ctx, b, s.place(b, true), maxWait*time.Second) })
 	}
 	work.Wait()
-	if err = errors.Join(append(errs, err)...); err != nil && s.ctx.Err() == nil {
-		s.options.Log.Error("a pool could not be tended, which is tried again soon", "error", err)
+	if s.ctx.Err() != nil {
+		return false
 	}
-	return err == nil && len(errs) > 0
+	for i, b := range fresh {
+		err := errs[len(surplus)+i]
+		errs[len(surplus)+i] = nil
+		pause := failing.note(b.Pool, err != nil, time.Now())
+		more = more || err == nil
+		if err != nil {
+			s.options.Log.Error("a sandbox for a pool could not be made", "pool", b.Pool, "again_in", pause, "error", err)
+		}
+	}
+	if err = errors.Join(append(errs, err)...); err != nil {
+		s.options.Log.Error("the pools could not be tended, which is tried again soon", "error", err)
+		return false
+	}
+	return more || len(surplus) > 0
 }
 
 // deadWarm returns the ids of sandboxes that wait in pools and cannot be reached.
@@ -422,7 +470,7 @@ func (s *Server) deadWarm() map[string]bool {
 
 // planPools decides what is to be removed, and registers what is to be made;
 // only inside update.
-func (s *Server) planPools(dead map[string]bool) (surplus, fresh []*box, err error) {
+func (s *Server) planPools(dead map[string]bool, failing setbacks) (surplus, fresh []*box, err error) {
 	if s.ctx.Err() != nil {
 		return nil, nil, context.Cause(s.ctx) // nothing can be reached any more
 	}
@@ -460,6 +508,9 @@ func (s *Server) planPools(dead map[string]bool) (surplus, fresh []*box, err err
 			if err := s.dropPool(p.Pool.ID); err != nil {
 				return surplus, fresh, err
 			}
+			continue
+		}
+		if failing.rests(p.Pool.ID, time.Now()) {
 			continue
 		}
 		for ; have < p.Pool.Replicas && len(fresh) < poolWorkers; have++ {

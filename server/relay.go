@@ -123,8 +123,9 @@ type tunnel struct {
 	gone       func() error  // why another server may have ended the daemon
 	left       chan struct{} // closed when nothing goes to the client any more
 
-	mu     sync.Mutex
-	frames frames // to the client
+	mu       sync.Mutex
+	frames   frames // to the client
+	answered bool   // the client has sent a close frame: nothing comes after it
 }
 
 // run returns when both directions have ended.
@@ -142,14 +143,54 @@ func (t *tunnel) run() {
 	if half, ok := t.client.(interface{ CloseWrite() error }); ok {
 		half.CloseWrite()
 	}
-	t.client.SetReadDeadline(time.Now().Add(closeTimeout))
+	late := time.Now().Add(closeTimeout)
+	t.mu.Lock()
+	if t.answered {
+		late = time.Unix(1, 0)
+	}
+	t.client.SetReadDeadline(late)
+	t.mu.Unlock()
 	<-ended
 }
 
+// copyToDaemon ends with the client, or once it has said its last word and
+// nothing goes to it any more.
 func (t *tunnel) copyToDaemon() {
-	io.Copy(t.daemon, t.fromClient)
-	t.daemon.Close()
-	io.Copy(io.Discard, t.fromClient)
+	defer t.daemon.Close()
+	buf := make([]byte, 32<<10)
+	var from frames
+	closing, broken := false, false
+	for {
+		n, err := t.fromClient.Read(buf)
+		_, at := from.follow(buf[:n])
+		closing = closing || at >= 0
+		if !broken {
+			if _, werr := t.daemon.Write(buf[:n]); werr != nil {
+				broken = true
+				t.daemon.Close()
+			}
+		}
+		if err != nil {
+			return
+		}
+		if closing && from.whole() && t.saidLast() {
+			return
+		}
+	}
+}
+
+// saidLast notes that the client has answered the end, and reports whether
+// nothing goes to it any more.
+func (t *tunnel) saidLast() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.answered = true
+	select {
+	case <-t.left:
+		return true
+	default:
+		return false
+	}
 }
 
 // end has copyToClient end where a message ends: at once, or where the daemon
@@ -227,8 +268,10 @@ type frames struct {
 	fragment bool   // a message is open
 }
 
-// between reports whether a whole message can be put in here.
-func (f *frames) between() bool { return len(f.head) == 0 && f.payload == 0 && !f.fragment }
+// whole reports whether no frame is open, and between whether no message is, so
+// that one can be put in here.
+func (f *frames) whole() bool   { return len(f.head) == 0 && f.payload == 0 }
+func (f *frames) between() bool { return f.whole() && !f.fragment }
 
 // follow takes in what passes by. It returns how much of it belongs to the
 // message that was open before, and where a close frame begins; -1 is not here.
@@ -255,6 +298,12 @@ func (f *frames) follow(p []byte) (ends, closing int) {
 		}
 		size := uint64(f.head[1] & 0x7f)
 		extra := f.head[2:]
+		if f.head[1]&0x80 != 0 { // masked: four bytes more
+			if len(extra) < 4 {
+				continue
+			}
+			extra = extra[:len(extra)-4]
+		}
 		switch {
 		case size == 126 && len(extra) == 2:
 			size = uint64(binary.BigEndian.Uint16(extra))

@@ -262,7 +262,7 @@ func (s *Server) finishSnapshot(id string, used int64, why error) {
 		if v := &sn.Snapshot; v.Status == wire.StatusBuilding {
 			v.Status, v.FSUsedBytes, v.UpdatedAt = wire.StatusReady, &used, s.now()
 			if why != nil {
-				v.Status, v.FSUsedBytes, v.StatusMessage = wire.StatusFailed, nil, why.Error()
+				v.Status, v.FSUsedBytes, v.StatusMessage = wire.StatusFailed, nil, s.reason(why)
 			}
 		}
 		return s.store.snapshots.put(id, sn)

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -53,8 +54,9 @@ type store struct {
 
 // openStore makes the folders, and sweeps up what killed processes left
 // between two steps.
-func openStore(dir string, log *slog.Logger) (st *store, err error) {
-	st = &store{dir: dir, log: log, turn: make(chan struct{}, 1), owner: uuid.NewString()}
+func openStore(dir string, logger *slog.Logger) (st *store, err error) {
+	log := &complaints{log: logger, made: map[string]string{}}
+	st = &store{dir: dir, log: logger, turn: make(chan struct{}, 1), owner: uuid.NewString()}
 	st.templates = table[wire.Template]{filepath.Join(dir, "templates"), ".json", log,
 		"template", func(t *wire.Template) entry { return entry{t.ID, t.Name, t.CreatedAt} }}
 	st.volumes = table[wire.Volume]{filepath.Join(dir, "volumes"), "/volume.json", log,
@@ -109,21 +111,6 @@ func (st *store) clear(dir string) {
 	if err := removeTree(dir); err != nil {
 		st.log.Error("a deleted folder could not be cleared", "error", err)
 	}
-}
-
-// removeTree deletes a folder that nobody uses, with what sandboxes made
-// unreadable in it.
-func removeTree(dir string) error {
-	if os.RemoveAll(dir) == nil {
-		return nil
-	}
-	filepath.WalkDir(dir, func(path string, e fs.DirEntry, _ error) error {
-		if e != nil && e.IsDir() {
-			os.Chmod(path, 0o700)
-		}
-		return nil
-	})
-	return os.RemoveAll(dir)
 }
 
 // close gives the server's name back: what it was making is nobody's then.
@@ -231,9 +218,31 @@ func (st *store) update(ctx context.Context, write func() error) error {
 type table[T any] struct {
 	dir    string
 	suffix string // of a record's file, after its id
-	log    *slog.Logger
+	log    *complaints
 	kind   string // in words
 	entry  func(*T) entry
+}
+
+// complaints are about records that cannot be read. Each is logged once, and again
+// when the record has changed.
+type complaints struct {
+	log  *slog.Logger
+	mu   sync.Mutex
+	made map[string]string // by path, the state of the record and the error
+}
+
+func (c *complaints) add(path string, err error) {
+	state := err.Error()
+	if info, err := os.Stat(path); err == nil {
+		state = fmt.Sprint(info.ModTime().UnixNano(), info.Size(), state)
+	}
+	c.mu.Lock()
+	known := c.made[path] == state
+	c.made[path] = state
+	c.mu.Unlock()
+	if !known {
+		c.log.Warn("a record is left out", "error", err)
+	}
 }
 
 // entry is what every record has.
@@ -277,7 +286,7 @@ func (t table[T]) all() ([]*T, error) {
 		if err == nil {
 			records = append(records, record)
 		} else if !errors.Is(err, fs.ErrNotExist) {
-			t.log.Warn("a record is left out", "error", err)
+			t.log.add(t.path(strings.TrimSuffix(e.Name(), t.suffix)), err)
 		}
 	}
 	return records, nil

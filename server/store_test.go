@@ -7,9 +7,11 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"math/rand/v2"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,6 +20,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"pgregory.net/rapid"
@@ -242,6 +245,93 @@ func TestTornStore(t *testing.T) {
 	}
 }
 
+// TestComplaints has a torn record named once, and again when it is another one.
+func TestComplaints(t *testing.T) {
+	var log bytes.Buffer
+	st, err := openStore(t.TempDir(), slog.New(slog.NewTextHandler(&log, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer st.close()
+	for i, record := range []string{"{", `{"name":`} {
+		if err := os.WriteFile(st.templates.path("torn"), []byte(record), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		for range 3 {
+			if all, err := st.templates.all(); len(all) != 0 || err != nil {
+				t.Errorf("got %v, %v", all, err)
+			}
+		}
+		if n := strings.Count(log.String(), "a record is left out"); n != i+1 {
+			t.Errorf("record %d: %d complaints:\n%s", i, n, log.String())
+		}
+	}
+}
+
+// TestSetbacks has the pause between two tries grow, and end with the first that
+// comes off.
+func TestSetbacks(t *testing.T) {
+	now := time.Now()
+	sb := setbacks{}
+	for _, want := range []time.Duration{5, 10, 20, 40, 80, 160, 300, 300} {
+		for range 3 { // at the same time
+			if got := sb.note("p", true, now); got != want*time.Second {
+				t.Errorf("got a pause of %v, want %d s", got, want)
+			}
+		}
+		now = now.Add(want*time.Second - 1)
+		if !sb.rests("p", now) || sb.rests("q", now) {
+			t.Error("the wrong pool rests")
+		}
+		if now = now.Add(1); sb.rests("p", now) {
+			t.Error("it rests for too long")
+		}
+	}
+	if sb.note("p", true, now); sb.note("p", false, now) != 0 || sb.rests("p", now) {
+		t.Error("it rests after a success")
+	}
+}
+
+// TestFarewell has the relay end at once when the client has answered the end,
+// though it hangs up only later, and after a while when it does not answer.
+func TestFarewell(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		answer []byte
+		want   time.Duration
+	}{
+		{"answered", []byte{0x88, 0x82, 1, 2, 3, 4, 5, 6}, 0},
+		{"answered in the middle of a message", []byte{0x01, 0x81, 1, 2, 3, 4, 5, 0x88, 0x80, 1, 2, 3, 4}, 0},
+		{"not answered", []byte{0x89, 0x80, 1, 2, 3, 4}, closeTimeout},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				client, clientEnd := net.Pipe()
+				daemon, daemonEnd := net.Pipe()
+				defer client.Close()
+				tunnel := &tunnel{ctx: t.Context(), client: clientEnd, fromClient: bufio.NewReader(clientEnd), daemon: daemonEnd,
+					gone: func() error { return nil }, left: make(chan struct{})}
+				go func() {
+					daemon.Write(closeFrame(1000))
+					daemon.Close()
+				}()
+				began := time.Now()
+				ended := make(chan struct{})
+				go func() { defer close(ended); tunnel.run() }()
+				if _, err := io.ReadFull(client, make([]byte, 4)); err != nil {
+					t.Error(err)
+				}
+				go io.Copy(io.Discard, client)
+				client.Write(c.answer)
+				<-ended
+				if took := time.Since(began); took != c.want {
+					t.Errorf("it ended after %v, want %v", took, c.want)
+				}
+			})
+		})
+	}
+}
+
 func TestFrames(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var stream []byte
@@ -261,14 +351,21 @@ func TestFrames(t *testing.T) {
 			if fin {
 				head |= 0x80
 			}
+			var mask byte
+			if rapid.Bool().Draw(t, "masked") {
+				mask = 0x80
+			}
 			stream = append(stream, head)
 			switch {
 			case size < 126:
-				stream = append(stream, byte(size))
+				stream = append(stream, mask|byte(size))
 			case size < 65536:
-				stream = binary.BigEndian.AppendUint16(append(stream, 126), uint16(size))
+				stream = binary.BigEndian.AppendUint16(append(stream, mask|126), uint16(size))
 			default:
-				stream = binary.BigEndian.AppendUint64(append(stream, 127), uint64(size))
+				stream = binary.BigEndian.AppendUint64(append(stream, mask|127), uint64(size))
+			}
+			if mask != 0 {
+				stream = append(stream, 1, 2, 3, 4)
 			}
 			stream = append(stream, make([]byte, size)...)
 			if !control {

@@ -16,6 +16,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -213,12 +214,39 @@ func (w watched) Create(ctx context.Context, spec runtime.Spec) (runtime.Instanc
 	if err != nil {
 		return nil, err
 	}
-	if p, err := runtime.ReadProc(spec.Dir); err == nil {
-		w.s.mu.Lock()
-		w.s.daemons = append(w.s.daemons, p)
-		w.s.mu.Unlock()
+	w.s.note(spec.Dir)
+	return watchedInstance{instance, w.s, spec.Dir}, nil
+}
+
+func (w watched) Adopt(ctx context.Context, spec runtime.Spec) (runtime.Instance, error) {
+	instance, err := w.Runtime.Adopt(ctx, spec)
+	if instance != nil { // also beside runtime.ErrGone
+		instance = watchedInstance{instance, w.s, spec.Dir}
 	}
-	return instance, nil
+	return instance, err
+}
+
+// watchedInstance is a sandbox that may be started again.
+type watchedInstance struct {
+	runtime.Instance
+	s   *Server
+	dir string
+}
+
+func (i watchedInstance) Start(ctx context.Context) error {
+	err := i.Instance.Start(ctx)
+	i.s.note(i.dir)
+	return err
+}
+
+// note remembers the daemon that was placed in a folder.
+func (s *Server) note(dir string) {
+	p, err := runtime.ReadProc(dir)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err == nil && !slices.Contains(s.daemons, p) {
+		s.daemons = append(s.daemons, p)
+	}
 }
 
 // Requests is the log: a line for each request and each message of a client

@@ -147,7 +147,11 @@ func TestDeterministic(t *testing.T) {
 	if _, text, err := send(t, "GET", dataplane+"/download?path=a%20b", "", ""); err != nil || text != "hello" {
 		t.Errorf("download: %q, %v", text, err)
 	}
-	c := dial(t, dataplane, "cat")
+	call(t, s, "POST", "/boxes/sandbox-00000001/stop", "{}")
+	if n, err := s.Processes(); n != 0 || err != nil {
+		t.Errorf("what was stopped is %d processes, %v", n, err)
+	}
+	c := dial(t, dataplane, "cat") // which starts it
 	c.ReadMessage()
 	if n, err := s.Processes(); n < 2 || err != nil {
 		t.Errorf("a daemon and a command are %d processes, %v", n, err)
@@ -163,6 +167,7 @@ func TestDeterministic(t *testing.T) {
 		`POST /v2/sandboxes/boxes {"wait_for_ready":true,"command_id":"<id>"}`,
 		`POST /sb/00000000-0000-4000-8000-000000000001/upload?path=a%20b <multipart 5 bytes>`,
 		`GET /sb/00000000-0000-4000-8000-000000000001/download?path=a%20b`,
+		`POST /v2/sandboxes/boxes/sandbox-00000001/stop {}`,
 		`GET /sb/00000000-0000-4000-8000-000000000001/execute/ws`,
 		`WS > {"type":"execute","command":"cat","timeout_seconds":60,"shell":"/bin/sh","idle_timeout_seconds":300,"kill_on_disconnect":false,"ttl_seconds":600,"command_id":"<id>"}`,
 		`WS > {"type":"kill"}`,
@@ -200,7 +205,7 @@ func TestHTTPFaults(t *testing.T) {
 		body         string
 	}{
 		{"POST", "/boxes", 503, `{"detail":{"error":"Unschedulable","message":"full"}}`},
-		{"GET", "/boxes", 200, `{"sandboxes":[],"offset":0}`},
+		{"GET", "/boxes", 200, `{"items":[],"next_cursor":null,"offset":0,"sandboxes":[]}`},
 		{"POST", "/boxes", 503, `{"detail":{"error":"Unschedulable","message":"full"}}`},
 		{"GET", "/boxes/x", 429, `{"detail":"count"}`},
 		{"GET", "/boxes/x", 502, `<html>`},

@@ -51,6 +51,8 @@ func explain(out outcome, m machine) error {
 	}
 	refused := out.Errno == unix.EPERM || out.Errno == unix.EACCES
 	switch {
+	case (out.Errno == unix.ENOSPC || out.Errno == unix.EDQUOT) && out.Step != stepClone:
+		return fmt.Errorf("%w (%v): a sandbox could not %s", runtime.ErrDiskFull, out.Errno, out.Step)
 	case out.Errno == unix.ENOSYS:
 		return lacks("this kernel is too old for sandboxes, or something hides its mount calls from this process",
 			"use Linux 5.12 or later, outside of a container that filters system calls")

@@ -178,6 +178,12 @@ func TestExplain(t *testing.T) {
 			t.Errorf("%s, %v: %v, which should have %q", test.step, test.errno, err, test.want)
 		}
 	}
+	for _, errno := range []unix.Errno{unix.ENOSPC, unix.EDQUOT} {
+		err := explain(outcome{Step: stepLayers, Text: "text", Errno: errno}, user)
+		if !errors.Is(err, runtime.ErrDiskFull) || isUnsupported(err) || !strings.HasPrefix(err.Error(), "the disk is full") {
+			t.Errorf("%v: %v", errno, err)
+		}
+	}
 	for _, out := range []outcome{{Step: stepClone, Errno: unix.EAGAIN, Text: "text"}, {Step: stepBox, Text: "text"}} {
 		if err := explain(out, user); isUnsupported(err) || !strings.Contains(err.Error(), "text") {
 			t.Errorf("%+v: %v", out, err)
