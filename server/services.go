@@ -484,3 +484,13 @@ type joined struct {
 }
 
 func (j *joined) Read(p []byte) (int, error) { return j.reader.Read(p) }
+
+// CloseWrite passes on that one side has said its last word. Without it the
+// other would be cut off in the middle of its answer.
+func (j *joined) CloseWrite() error {
+	half, ok := j.Conn.(interface{ CloseWrite() error })
+	if !ok {
+		return j.Conn.Close()
+	}
+	return half.CloseWrite()
+}

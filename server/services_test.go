@@ -1,6 +1,7 @@
 package server_test
 
 import (
+	"bufio"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -14,6 +15,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -386,4 +388,98 @@ func TestDownloadURL(t *testing.T) {
 	f.do("DELETE", "/boxes/one", "").want(t, 204)
 	f.visit("GET", plain, "").want(t, 404)
 	f.do("POST", "/boxes/one/download-url", `{"path":"/x"}`).want(t, 404)
+}
+
+// old is a service that speaks as HTTP/1.0 did: its answer ends with the
+// connection. A request to change the protocol it answers when it has heard all.
+func old(t *testing.T, body string) (port int) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var work sync.WaitGroup
+	t.Cleanup(func() { ln.Close(); work.Wait() })
+	answer := func(conn net.Conn) {
+		defer conn.Close()
+		reader := bufio.NewReader(conn)
+		r, err := http.ReadRequest(reader)
+		if err != nil {
+			return
+		}
+		if r.Header.Get("Upgrade") == "" {
+			io.WriteString(conn, "HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\n\r\n"+body)
+			return
+		}
+		io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: lines\r\n\r\n")
+		all, err := io.ReadAll(reader)
+		fmt.Fprintf(conn, "heard %s %v, %s", all, err, body)
+	}
+	work.Go(func() {
+		for {
+			conn, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			work.Go(func() { answer(conn) })
+		}
+	})
+	return ln.Addr().(*net.TCPAddr).Port
+}
+
+// TestServiceEnds has every answer arrive whole that ends with its connection,
+// and one side speak on when the other has ended.
+func TestServiceEnds(t *testing.T) {
+	body := strings.Repeat("0123456789abcdef", 16<<10)
+	f := serve(t, &host{daemon: http.HandlerFunc(inside)}, nil)
+	f.box("web")
+	link := f.link("web", fmt.Sprintf(`{"port":%d}`, old(t, body)))
+	u, err := url.Parse(link.ServiceURL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ask := func() error {
+		a, err := f.send(t.Context(), "GET", "!"+u.Path+"/", "", tokenHeader, link.Token)
+		if err == nil && (a.StatusCode != 200 || a.body != body) {
+			err = fmt.Errorf("status %d, %d bytes", a.StatusCode, len(a.body))
+		}
+		return err
+	}
+	upgrade := func() error {
+		conn, err := net.Dial("tcp", f.http.Listener.Addr().String())
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		fmt.Fprintf(conn, "GET %s/ HTTP/1.1\r\nHost: %s\r\n%s: %s\r\nConnection: Upgrade\r\nUpgrade: lines\r\n\r\n", u.Path, u.Host, tokenHeader, link.Token)
+		reader := bufio.NewReader(conn)
+		res, err := http.ReadResponse(reader, nil)
+		if err != nil {
+			return err
+		}
+		if res.StatusCode != 101 {
+			return fmt.Errorf("status %d", res.StatusCode)
+		}
+		io.WriteString(conn, "last words")
+		if err := conn.(*net.TCPConn).CloseWrite(); err != nil {
+			return err
+		}
+		if all, err := io.ReadAll(reader); err != nil || string(all) != "heard last words <nil>, "+body {
+			return fmt.Errorf("got %d bytes, %v", len(all), err)
+		}
+		return nil
+	}
+	for name, once := range map[string]func() error{"an answer that ends with its connection": ask, "an upgraded connection": upgrade} {
+		var work sync.WaitGroup
+		for range 8 {
+			work.Go(func() {
+				for range 25 {
+					if err := once(); err != nil {
+						t.Errorf("%s: %v", name, err)
+						return
+					}
+				}
+			})
+		}
+		work.Wait()
+	}
 }
