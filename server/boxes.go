@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
 	"os"
@@ -71,7 +72,13 @@ func (s *Server) status(b *box) (status, message string) {
 type boxCreate struct {
 	wire.BoxCreate
 	others
+	proxy    *wire.ProxyConfig
 	ordinary bool // a sandbox that a pool has ready will do
+}
+
+type accessDelegation struct {
+	Mode        string   `json:"mode"`
+	Permissions []string `json:"permissions"`
 }
 
 type others struct {
@@ -102,7 +109,7 @@ func (s *Server) createBox(c call) (int, any, error) {
 	in.ordinary = ordinary(c.body)
 	b := &box{
 		Box: wire.Box{
-			Status: wire.StatusProvisioning, Labels: in.Labels, RunConfig: in.RunConfig,
+			Status: wire.StatusProvisioning, Labels: in.Labels, RunConfig: in.RunConfig, ProxyConfig: in.proxy,
 			VCPUs: in.VCPUs, MemBytes: in.MemBytes, FSCapacityBytes: in.FSCapacityBytes,
 		},
 		Runtime: s.options.Runtime.Info().Name, Image: runtime.HostImage, Env: in.EnvVars, Unmade: true, Owner: s.store.owner,
@@ -218,12 +225,24 @@ func (s *Server) checkCreate(in *boxCreate) error {
 	if err := checkTTLs(in.TTLSeconds, in.IdleTTLSeconds, in.DeleteAfterStopSeconds); err != nil {
 		return err
 	}
-	if err := checkConfigs(in.ProxyConfig, in.RunConfig); err != nil {
+	if err := checkRunConfig(in.RunConfig); err != nil {
+		return err
+	}
+	var err error
+	if in.proxy, err = s.proxyConfig(in.ProxyConfig); err != nil {
+		return err
+	}
+	delegates, err := decodeAt("access_delegation", in.AccessDelegation, new(accessDelegation))
+	if err != nil {
+		return err
+	}
+	mounts, err := decodeAt("mount_config", in.MountConfig, new(wire.MountConfig))
+	if err != nil {
 		return err
 	}
 	if err := refuse(
-		refusal{"mount_config", given(in.MountConfig), "this server mounts nothing"},
-		refusal{"access_delegation", given(in.AccessDelegation), "this server cannot lend its identity"},
+		refusal{"mount_config", mounts, "this server mounts nothing"},
+		refusal{"access_delegation", delegates, "this server cannot lend its identity"},
 		refusal{"preserve_memory_on_stop", in.PreserveMemoryOnStop, "this server cannot keep memory"},
 		refusal{"restore_memory", in.RestoreMemory, "this server cannot keep memory"},
 		refusal{"persistent", in.Persistent != nil && !*in.Persistent, "every sandbox of this server is persistent"},
@@ -265,13 +284,6 @@ func checkTTLs(ttl, idle, afterStop *int) error {
 	return nil
 }
 
-func checkConfigs(proxy json.RawMessage, run *wire.RunConfig) error {
-	if given(proxy) {
-		return unsupported("proxy_config", "this server has no egress proxy")
-	}
-	return checkRunConfig(run)
-}
-
 func checkEnv(loc string, env map[string]string) error {
 	for name, value := range env {
 		if name == "" || strings.ContainsAny(name, "=\x00") || strings.Contains(value, "\x00") {
@@ -281,15 +293,10 @@ func checkEnv(loc string, env map[string]string) error {
 	return nil
 }
 
-// given reports whether an object asks for anything: null and {} do not.
-func given(raw json.RawMessage) bool {
-	var fields map[string]any
-	return len(raw) > 0 && (json.Unmarshal(raw, &fields) != nil || len(fields) > 0)
-}
-
 // view is a sandbox as it is answered to r.
 func (s *Server) view(r *http.Request, b *box) wire.Box {
 	v := b.Box
+	v.ProxyConfig = redacted(v.ProxyConfig)
 	v.Status, v.StatusMessage = s.status(b)
 	if v.Status != wire.StatusStopped {
 		v.StoppedAt = ""
@@ -387,12 +394,16 @@ func (s *Server) updateBox(c call) (int, any, error) {
 	if err := checkTTLs(in.TTLSeconds, in.IdleTTLSeconds, in.DeleteAfterStopSeconds); err != nil {
 		return 0, nil, err
 	}
-	if err := checkConfigs(in.ProxyConfig, in.RunConfig); err != nil {
+	if err := checkRunConfig(in.RunConfig); err != nil {
+		return 0, nil, err
+	}
+	proxy, err := s.proxyConfig(in.ProxyConfig)
+	if err != nil {
 		return 0, nil, err
 	}
 	var b *box
 	var reconfigured bool
-	err := s.store.update(c.Context(), func() (err error) {
+	err = s.store.update(c.Context(), func() (err error) {
 		if b, err = s.findBox(c.name); err != nil {
 			return err
 		}
@@ -411,7 +422,11 @@ func (s *Server) updateBox(c call) (int, any, error) {
 		b.Box.IdleTTLSeconds = cmp.Or(in.IdleTTLSeconds, before.IdleTTLSeconds)
 		b.Box.DeleteAfterStopSeconds = cmp.Or(in.DeleteAfterStopSeconds, before.DeleteAfterStopSeconds)
 		b.Box.RunConfig = overlay(before.RunConfig, in.RunConfig)
-		reconfigured = !reflect.DeepEqual(b.Box.RunConfig, before.RunConfig)
+		if string(in.ProxyConfig) != "" && string(in.ProxyConfig) != "null" { // {} takes it away
+			carryOver(proxy, before.ProxyConfig)
+			b.Box.ProxyConfig = proxy
+		}
+		reconfigured = !reflect.DeepEqual(b.Box.RunConfig, before.RunConfig) || !maps.Equal(ruleEnv(b.Box.ProxyConfig), ruleEnv(before.ProxyConfig))
 		b.expiry()
 		if reflect.DeepEqual(b.Box, before) {
 			return nil

@@ -39,10 +39,11 @@ func (b *box) configured() bool {
 
 // env is the environment of every command in a sandbox.
 func (b *box) env() map[string]string {
+	env := merged(ruleEnv(b.Box.ProxyConfig), b.Env)
 	if b.Box.RunConfig == nil {
-		return merged(nil, b.Env)
+		return env
 	}
-	return merged(b.Box.RunConfig.EnvVars, b.Env)
+	return merged(b.Box.RunConfig.EnvVars, env)
 }
 
 // configure tells the daemon of a sandbox what holds for the commands that start

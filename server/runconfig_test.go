@@ -3,7 +3,10 @@ package server_test
 import (
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -102,5 +105,48 @@ func TestBoxOrder(t *testing.T) {
 		if names != want {
 			t.Errorf("%q gives %s, want %s", query, names, want)
 		}
+	}
+}
+
+// TestProxyConfig has the configuration of an egress proxy kept, its secrets told
+// to nobody, and the variables of its rules set.
+func TestProxyConfig(t *testing.T) {
+	h := &host{}
+	f := serve(t, h, func(o *server.Options) { o.BestEffort = true })
+	const (
+		keys   = `"aws":{"access_key_id":{"type":"opaque","value":"AKIA"},"secret_access_key":{"type":"workspace_secret","value":"{KEY}"}}`
+		header = `"headers":[{"name":"Authorization","type":"opaque","value":"s3cret"},{"name":"X-Plain","type":"plaintext","value":"seen"}]`
+		hidden = `"aws":{"access_key_id":{"type":"opaque","is_set":true},"secret_access_key":{"type":"workspace_secret","is_set":true}}`
+		shown  = `"headers":[{"name":"Authorization","type":"opaque","is_set":true},{"name":"X-Plain","type":"plaintext","value":"seen"}]`
+		rules  = `{"name":"cloud","type":"aws",` + keys + `,"env_vars":{"A":"rule","B":"rule"}},{"name":"api","enabled":false,` + header + `,"env_vars":{"C":"off"}}`
+	)
+	body := `{"name":"x","env_vars":{"B":"box"},"run_config":{"env_vars":{"A":"run","D":"run"}},"proxy_config":{"rules":[` + rules + `],"no_proxy":["h"],"access_control":{"allow_list":["*.example.com"]}}}`
+	f.do("POST", "/boxes", body).want(t, 201, hidden, shown, `"access_control":{"allow_list":["*.example.com"]}`)
+	if env := h.created[0].Env; !maps.Equal(env, map[string]string{"A": "rule", "B": "box", "D": "run"}) {
+		t.Errorf("the environment is %v", env)
+	}
+	stored := func() string {
+		data, err := os.ReadFile(filepath.Join(f.dir, "boxes", f.boxes("x").ID, "box.json"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(data)
+	}
+	// What is left out of an update stays, and the rest is replaced.
+	f.do("PATCH", "/boxes/x", `{"proxy_config":{"rules":[{"name":"cloud","type":"aws","aws":{"access_key_id":{"type":"opaque"},"secret_access_key":{"type":"opaque"}}},{"name":"api","headers":[{"name":"Authorization","type":"opaque"}]}]}}`).
+		want(t, 200, `"secret_access_key":{"type":"opaque","is_set":false}`, `"access_key_id":{"type":"opaque","is_set":true}`, `{"name":"Authorization","type":"opaque","is_set":true}`)
+	for text, want := range map[string]bool{"AKIA": true, "s3cret": true, "{KEY}": false, "allow_list": false} {
+		if strings.Contains(stored(), text) != want {
+			t.Errorf("whether %s is kept should be %v: %s", text, want, stored())
+		}
+	}
+	for _, path := range []string{"/boxes/x", "/boxes"} {
+		if a := f.do("GET", path, ""); strings.Contains(a.body, "AKIA") || strings.Contains(a.body, "s3cret") || !strings.Contains(a.body, "is_set") {
+			t.Errorf("%s: %s", path, a.body)
+		}
+	}
+	f.do("PATCH", "/boxes/x", `{"name":"x"}`).want(t, 200, "is_set")
+	if a := f.do("PATCH", "/boxes/x", `{"proxy_config":{}}`); strings.Contains(a.body, "proxy_config") || strings.Contains(stored(), "AKIA") {
+		t.Errorf("it is there still: %s", a.body)
 	}
 }

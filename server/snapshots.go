@@ -3,7 +3,6 @@ package server
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -90,9 +89,9 @@ func (s *Server) createSnapshot(c call) (int, any, error) {
 func (s *Server) captureSnapshot(c call) (int, any, error) {
 	var in wire.SnapshotCapture
 	var others struct { // what our client does not send
-		IncludeMemory bool            `json:"include_memory"`
-		ImageConfig   json.RawMessage `json:"image_config"`
-		Include       []any           `json:"include"`
+		IncludeMemory bool           `json:"include_memory"`
+		ImageConfig   map[string]any `json:"image_config"`
+		Include       []any          `json:"include"`
 	}
 	for _, part := range []any{&in, &others} {
 		if err := decode(c.body, part); err != nil {
@@ -110,7 +109,7 @@ func (s *Server) captureSnapshot(c call) (int, any, error) {
 		refusal{"checkpoint", in.Checkpoint != "", "this server keeps no checkpoints: leave it out to capture the sandbox as it is now"},
 		refusal{"docker_image", in.DockerImage != "", "this server cannot export an image from inside a sandbox: leave it out to capture the sandbox's files"},
 		refusal{"include_memory", others.IncludeMemory, "this server cannot keep memory"},
-		refusal{"image_config", given(others.ImageConfig), "this server runs no image's own entry point"},
+		refusal{"image_config", len(others.ImageConfig) > 0, "this server runs no image's own entry point"},
 		refusal{"include", len(others.Include) > 0, "a snapshot of this server has files, labels and run_config; set the rest where sandboxes are made from it"},
 	); err != nil {
 		return 0, nil, err
@@ -155,7 +154,7 @@ func (s *Server) checkSnapshot(name, tag, description string, capacity int64, ru
 	if capacity < 0 {
 		return invalid("body.fs_capacity_bytes", "want a number above 0")
 	}
-	if err := checkConfigs(nil, run); err != nil {
+	if err := checkRunConfig(run); err != nil {
 		return err
 	}
 	return s.checkLimits(limit{"fs_capacity_bytes", capacity > 0, s.options.Runtime.Info().Enforces.Storage})
@@ -313,7 +312,7 @@ func (s *Server) snapshotBooks() (all []*snapshot, current map[string]string, er
 func (s *Server) viewSnapshot(sn *snapshot, current map[string]string) wire.Snapshot {
 	v := sn.Snapshot
 	v.Status, v.StatusMessage = s.snapshotStatus(sn)
-	if current[v.Name+":"+sn.Tag] == v.ID {
+	if v.Status == wire.StatusReady && current[v.Name+":"+sn.Tag] == v.ID {
 		v.Tags = []string{sn.Tag}
 	}
 	return v

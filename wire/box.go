@@ -66,6 +66,7 @@ type Box struct {
 	FSCapacityBytes        *int64            `json:"fs_capacity_bytes,omitempty"`
 	Labels                 map[string]string `json:"labels,omitempty"`
 	RunConfig              *RunConfig        `json:"run_config,omitempty"`
+	ProxyConfig            *ProxyConfig      `json:"proxy_config,omitempty"` // secrets without their values
 }
 
 func (b *Box) UnmarshalJSON(data []byte) error {
