@@ -58,6 +58,7 @@ type Mount struct {
 	Source   string // absolute folder on this machine
 	Target   string // absolute path in the sandbox; a missing folder is made
 	ReadOnly bool
+	Give     bool // what is in it becomes the property of the sandboxes' root, too; nobody else may be at it meanwhile
 }
 
 // Instance is one sandbox. Its methods may be called from several goroutines;

@@ -12,6 +12,7 @@ import (
 	"os"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -31,8 +32,9 @@ type box struct {
 	Image      string              `json:"image"`
 	Env        map[string]string   `json:"env,omitempty"`
 	Mounts     []wire.VolumeMount  `json:"mounts,omitempty"` // volumes by id
-	Pool       string              `json:"pool,omitempty"`   // id of the pool that keeps it ready, or of the snapshot that is built with it; hidden as long
-	Layer      string              `json:"layer,omitempty"`  // id of the snapshot whose files it started with
+	Git        []gitMount          `json:"git,omitempty"`
+	Pool       string              `json:"pool,omitempty"`  // id of the pool that keeps it ready, or of the snapshot that is built with it; hidden as long
+	Layer      string              `json:"layer,omitempty"` // id of the snapshot whose files it started with
 	Classic    bool                `json:"classic,omitempty"`
 	Used       time.Time           `json:"used,omitzero"` // last, or up to tidyEvery before that
 	Lease      *lease              `json:"lease,omitempty"`
@@ -49,6 +51,7 @@ func (s *Server) spec(b *box) runtime.Spec {
 	for _, m := range b.Mounts {
 		spec.Mounts = append(spec.Mounts, runtime.Mount{Source: s.store.volumeDir(m.VolumeName), Target: m.MountPath})
 	}
+	spec.Mounts = append(spec.Mounts, s.gitSpec(b)...)
 	return spec
 }
 
@@ -73,6 +76,7 @@ type boxCreate struct {
 	wire.BoxCreate
 	others
 	proxy    *wire.ProxyConfig
+	git      []gitMount
 	ordinary bool // a sandbox that a pool has ready will do
 }
 
@@ -112,7 +116,7 @@ func (s *Server) createBox(c call) (int, any, error) {
 			Status: wire.StatusProvisioning, Labels: in.Labels, RunConfig: in.RunConfig, ProxyConfig: in.proxy,
 			VCPUs: in.VCPUs, MemBytes: in.MemBytes, FSCapacityBytes: in.FSCapacityBytes,
 		},
-		Runtime: s.options.Runtime.Info().Name, Image: runtime.HostImage, Env: in.EnvVars, Unmade: true, Owner: s.store.owner,
+		Runtime: s.options.Runtime.Info().Name, Image: runtime.HostImage, Env: in.EnvVars, Git: in.git, Unmade: true, Owner: s.store.owner,
 	}
 	s.lifetimes(b, &in)
 	var err error
@@ -167,6 +171,13 @@ func (s *Server) register(b *box, in *boxCreate) error {
 			return err
 		}
 		b.TemplateID, b.Box.TemplateName, b.Image, b.Mounts = t.ID, t.Name, t.Image, t.VolumeMounts
+		for i, m := range b.Git {
+			for _, v := range b.Mounts {
+				if within(m.Target, v.MountPath) || within(v.MountPath, m.Target) {
+					return invalid("body.mount_config.mounts."+strconv.Itoa(i)+".mount_path", "the paths %q and %q overlap", v.MountPath, m.Target)
+				}
+			}
+		}
 	}
 	all, err := s.store.boxes.all()
 	if err != nil {
@@ -236,12 +247,10 @@ func (s *Server) checkCreate(in *boxCreate) error {
 	if err != nil {
 		return err
 	}
-	mounts, err := decodeAt("mount_config", in.MountConfig, new(wire.MountConfig))
-	if err != nil {
+	if in.git, err = s.gitMounts(in.MountConfig); err != nil {
 		return err
 	}
 	if err := refuse(
-		refusal{"mount_config", mounts, "this server mounts nothing"},
 		refusal{"access_delegation", delegates, "this server cannot lend its identity"},
 		refusal{"preserve_memory_on_stop", in.PreserveMemoryOnStop, "this server cannot keep memory"},
 		refusal{"restore_memory", in.RestoreMemory, "this server cannot keep memory"},

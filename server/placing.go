@@ -146,6 +146,12 @@ func (s *Server) place(b *box, rollback bool) *handle {
 }
 
 func (s *Server) create(ctx context.Context, b *box) (runtime.Instance, error) {
+	if err := s.fetchMounts(ctx, b); err != nil {
+		if diskFull(err) {
+			err = s.placingFailed(err, b.Image)
+		}
+		return nil, err
+	}
 	instance, err := s.options.Runtime.Create(ctx, s.spec(b))
 	if err != nil {
 		return nil, s.placingFailed(err, b.Image)
@@ -198,6 +204,9 @@ func (s *Server) removeInstance(id string, instance runtime.Instance) error {
 		if err := instance.Remove(ctx); err != nil {
 			return err
 		}
+	}
+	if err := removeTree(s.store.gitDir(id)); err != nil {
+		return err
 	}
 	// The folder itself is the server's as long as no sandbox was placed in it.
 	if err := os.Remove(s.store.boxDir(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -35,6 +35,7 @@ func embedded(runtimeName string) (connect func(context.Context) (*client.Client
 		return nil, nil, err
 	}
 	options.BestEffort = true // the machine's own user asks; GET /info tells what is not enforced
+	options.LocalGit = true   // who asks may read them anyway
 	var cleanups []func()
 	start := func() (*client.Client, error) {
 		s, err := server.New(options)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -93,7 +94,11 @@ func giveToSandboxes(dir *os.File, m runtime.Mount, ids idMaps) error {
 	if int(st.Uid) == ids.uid.HostID || m.ReadOnly {
 		return nil
 	}
-	if _, err := dir.Readdirnames(1); err == nil {
+	if m.Give {
+		if err := giveContent(m.Source, ids); err != nil {
+			return fmt.Errorf("give a folder to the sandboxes: %w", err)
+		}
+	} else if _, err := dir.Readdirnames(1); err == nil {
 		return &runtime.Unsupported{
 			What: fmt.Sprintf("%s has files, and they belong to user %d, whom sandboxes do not have", m.Source, st.Uid),
 			Hint: fmt.Sprintf("mount it read-only, or give it to the sandboxes by chown -R %d:%d", ids.uid.HostID, ids.gid.HostID),
@@ -105,6 +110,17 @@ func giveToSandboxes(dir *os.File, m runtime.Mount, ids idMaps) error {
 		return fmt.Errorf("give a folder to the sandboxes: %w", err)
 	}
 	return nil
+}
+
+// giveContent makes the sandboxes' root the owner of what is in a folder. The
+// folder itself comes last, as the sign that nothing is left to do.
+func giveContent(dir string, ids idMaps) error {
+	return filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+		if err != nil || path == dir {
+			return err
+		}
+		return os.Lchown(path, ids.uid.HostID, ids.gid.HostID)
+	})
 }
 
 // takeMounts takes hold of the mounts' sources.
