@@ -22,6 +22,7 @@ const usage = `Usage:
   sbx-star [flags] -c CODE                       run CODE
   sbx-star [flags] -                             run standard input
   sbx-star serve [flags]                         serve the sandbox API to any SDK
+  sbx-star test [flags] [PATH…]                  run the tests in *_test.star
   sbx-star check [PATH…]                         find what is wrong without running it
   sbx-star fmt [PATH…]                           format workflows
   sbx-star doc [NAME…]                           what a workflow can name
@@ -52,6 +53,8 @@ func dispatch(args []string, stdin io.Reader, stdout, stderr io.Writer) error {
 		switch args[0] {
 		case "serve":
 			return serve(args[1:], stdout, stderr)
+		case "test":
+			return test(args[1:], stdout, stderr)
 		case "check":
 			return check(args[1:], stdout)
 		case "fmt":
