@@ -21,6 +21,7 @@ const usage = `Usage:
   sbx-star [flags] FILE [flags of main] [args]   run a workflow
   sbx-star [flags] -c CODE                       run CODE
   sbx-star [flags] -                             run standard input
+  sbx-star [flags] [repl]                        explore: run what is typed
   sbx-star serve [flags]                         serve the sandbox API to any SDK
   sbx-star test [flags] [PATH…]                  run the tests in *_test.star
   sbx-star check [PATH…]                         find what is wrong without running it
@@ -43,7 +44,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	err := dispatch(args, stdin, stdout, stderr)
 	var said silent
 	if err != nil && !errors.As(err, &said) {
-		workflow.Render(stderr, err, isTerminal(stderr))
+		workflow.Render(stderr, err, colored(stderr))
 	}
 	return workflow.ExitCode(err)
 }
@@ -53,6 +54,8 @@ func dispatch(args []string, stdin io.Reader, stdout, stderr io.Writer) error {
 		switch args[0] {
 		case "serve":
 			return serve(args[1:], stdout, stderr)
+		case "repl":
+			return repl(args[1:], stdin, stdout, stderr)
 		case "test":
 			return test(args[1:], stdout, stderr)
 		case "check":

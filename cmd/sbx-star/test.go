@@ -120,7 +120,7 @@ type testView struct {
 // showTests tells a person: one line a test, and below it what the test
 // printed and why it failed.
 func showTests(w io.Writer, verbose bool) testView {
-	color := isTerminal(w)
+	color := colored(w)
 	paint := func(code, text string) string {
 		if !color {
 			return text
