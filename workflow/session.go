@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -51,7 +52,7 @@ func NewSession(ctx context.Context, o Options) *Session {
 	s.loader = newLoader(s.task)
 	var inRoot string
 	s.loader.dir, inRoot = rootOf(".")
-	s.module = &module{key: inRoot + "/" + sessionName, name: sessionName, loads: map[string]*module{}}
+	s.module = &module{key: path.Join(inRoot, sessionName), name: sessionName, loads: map[string]*module{}}
 	return s
 }
 

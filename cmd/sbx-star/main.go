@@ -100,7 +100,12 @@ func parse(flags *pflag.FlagSet, args []string, usage string, stdout io.Writer) 
 // interrupted is why a context ended when a signal ended it.
 type interrupted struct{ signal syscall.Signal }
 
-func (e *interrupted) Error() string { return "interrupted by " + e.signal.String() }
+func (e *interrupted) Error() string {
+	if e.signal == syscall.SIGINT {
+		return "interrupted"
+	}
+	return e.signal.String()
+}
 func (e *interrupted) ExitCode() int { return 128 + int(e.signal) }
 
 // untilSignal returns a context that ends at the first Ctrl-C or SIGTERM and a
