@@ -49,6 +49,7 @@ func valuesByType() map[string]starlark.HasAttrs {
 		"File_range":   &record{"file_range", fileRange{}},
 		"Found":        &record{"found", found{}},
 		"File_match":   &record{"file_match", wire.GlobMatch{}},
+		"Transfer":     &record{"transfer", transferFields{}},
 		"Text_match":   &record{"text_match", wire.GrepMatch{}},
 		"Resources":    &record{"resources", wire.Resources{}},
 		"Mount":        &record{"mount", wire.VolumeMount{}},
