@@ -192,7 +192,8 @@ func (c *countingReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// stage is the temporary folder of one transfer in the sandbox.
+// stage is the temporary folder of one transfer in the sandbox. It is below
+// /var/tmp because /tmp is often memory, and a transfer may be more than that.
 type stage struct {
 	sandbox *Sandbox
 	dir     string
@@ -203,7 +204,7 @@ func (t *stage) piece(n int) string { return fmt.Sprintf("%s/%08d", t.dir, n) }
 func newStage(s *Sandbox) *stage {
 	var id [8]byte
 	rand.Read(id[:]) // never fails
-	return &stage{s, "/tmp/.sbx-transfer-" + hex.EncodeToString(id[:])}
+	return &stage{s, "/var/tmp/.sbx-transfer-" + hex.EncodeToString(id[:])}
 }
 
 // run runs a script in the sandbox.
@@ -285,7 +286,7 @@ exit $s`, target, stage, pieces, noTarget)
 func packScript(source, stage string) string {
 	folder, name := split(source)
 	return home(source) + needTar + fmt.Sprintf(`umask 077
-mkdir %[1]s || exit 1
+mkdir -p %[1]s || exit 1
 if [ -d %[2]s ]; then
 	cd %[2]s && LC_ALL=C tar -cf %[1]s/00000000 . || exit 1
 	k=folder

@@ -123,7 +123,7 @@ func (s *treeServer) stages() []string {
 	defer s.mu.Unlock()
 	var found []string
 	for _, r := range s.requests {
-		found = append(found, regexp.MustCompile(`/tmp/\.sbx-transfer-[0-9a-f]{16}`).FindAllString(r, -1)...)
+		found = append(found, regexp.MustCompile(`/var/tmp/\.sbx-transfer-[0-9a-f]{16}`).FindAllString(r, -1)...)
 	}
 	return found
 }
