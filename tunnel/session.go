@@ -220,9 +220,9 @@ func (s *Session) watch(m *mux) {
 	<-m.done
 	m.wait()
 	s.mu.Lock()
-	ending, told := s.ending, s.told
+	told := s.told
 	s.mu.Unlock()
-	if !ending {
+	if m.err != ErrClosed {
 		s.o.Events(Event{Kind: Lost, Err: m.err})
 	}
 	close(told)
