@@ -3,15 +3,37 @@ package tunnel
 import (
 	"errors"
 	"fmt"
+	"net"
+	"syscall"
 )
 
 // This file defines the errors of the package.
 
-// ErrReset is read and written on a connection that the other end has reset.
-var ErrReset = errors.New("connection reset by the other end of the tunnel")
+// plainError is a sentence, and for errors.Is what the standard library calls it.
+type plainError struct {
+	text string
+	as   error
+}
 
-// ErrClosed is the error of a session or a listener that was closed here.
-var ErrClosed = errors.New("the tunnel is closed")
+func (e *plainError) Error() string        { return e.text }
+func (e *plainError) Is(target error) bool { return target == e.as }
+
+var (
+	// ErrReset is read and written on a connection that the other end has reset,
+	// after the data that had arrived. It is a syscall.ECONNRESET.
+	ErrReset error = &plainError{"connection reset by the other end of the tunnel", syscall.ECONNRESET}
+
+	// ErrClosed is the error of a connection, a session or a listener that was closed
+	// here. It is a net.ErrClosed.
+	ErrClosed error = &plainError{"the tunnel is closed", net.ErrClosed}
+)
+
+var (
+	errPeerLeft = errors.New("the peer ended the session")
+	errVersion  = errors.New("an unknown version of the prologue")
+	errFinished = errors.New("the connection was closed for writing")
+	errStalled  = fmt.Errorf("the peer ended its half of the connection and took nothing for %v", stallTimeout)
+)
 
 // PortNotAllowedError is status 1 of §7.3. A dial function given to [Serve]
 // returns it to say so.
