@@ -16,10 +16,10 @@ func newBorrower(conn net.Conn, buffers *buffers) *borrower {
 	return &borrower{conn, buffers}
 }
 
-// read returns what can be read behind the header's place of a frame, which is
-// the caller's if n is not 0.
-func (b *borrower) read() (*frame, int, error) {
-	f := b.buffers.frame()
-	n, err := b.conn.Read(f[headerSize:])
+// read returns what can be read in the payloads of a burst, which is the caller's
+// if n is not 0.
+func (b *borrower) read() (*burst, int, error) {
+	f := b.buffers.burst()
+	n, err := b.conn.Read(f.payload(0))
 	return f, n, err
 }

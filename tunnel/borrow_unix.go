@@ -25,37 +25,38 @@ func newBorrower(conn net.Conn, buffers *buffers) *borrower {
 	return b
 }
 
-// read returns what can be read behind the header's place of a frame, which is
-// the caller's if n is not 0.
-func (b *borrower) read() (f *frame, n int, err error) {
+// read returns what can be read in the payloads of a burst, which is the caller's
+// if n is not 0. There may be an error behind them.
+func (b *borrower) read() (f *burst, n int, err error) {
 	if b.raw == nil {
-		f = b.buffers.frame()
-		n, err = b.conn.Read(f[headerSize:])
+		f = b.buffers.burst()
+		n, err = b.conn.Read(f.payload(0))
 		return f, n, err
 	}
 	var failure error
 	err = b.raw.Read(func(fd uintptr) bool {
-		f = b.buffers.frame()
-		for {
-			n, failure = syscall.Read(int(fd), f[headerSize:])
-			if failure != syscall.EINTR {
-				break
-			}
+		f = b.buffers.burst()
+		n, failure = f.fill(func(room []byte) (int, error) { return readNow(int(fd), room) })
+		if n == 0 {
+			b.buffers.bursts.Put(f)
 		}
-		if n > 0 {
-			return true
-		}
-		n = 0
-		b.buffers.frames.Put(f)
-		return failure != syscall.EAGAIN
+		return n > 0 || failure != syscall.EAGAIN
 	})
 	switch {
-	case n > 0:
-		return f, n, nil
-	case err == nil && failure == nil:
+	case err == nil && n == 0 && failure == nil:
 		err = io.EOF
-	case err == nil:
-		err = failure
+	case err == nil && failure != syscall.EAGAIN:
+		err = failure // which a socket tells once
 	}
-	return nil, 0, err
+	return f, n, err
+}
+
+// readNow reads what there is, or is EAGAIN.
+func readNow(fd int, p []byte) (int, error) {
+	for {
+		n, err := syscall.Read(fd, p)
+		if err != syscall.EINTR {
+			return n, err
+		}
+	}
 }

@@ -31,8 +31,9 @@ func bridge(ctx context.Context, s *stream, local net.Conn, in, out *atomic.Int6
 // then waits for the stream's other half, whose reset would not be seen
 // otherwise.
 func copyIn(s *stream, local net.Conn, count *atomic.Int64) {
+	var room [burstFrames][]byte
 	for {
-		p, err := s.peek()
+		pieces, err := s.peek(room[:0])
 		if err == io.EOF {
 			if err = closeWrite(local); err == nil {
 				err = s.waitFinished()
@@ -42,10 +43,10 @@ func copyIn(s *stream, local net.Conn, count *atomic.Int64) {
 			}
 		}
 		if err == nil {
-			var n int
-			n, err = local.Write(p)
-			s.took(n)
-			count.Add(int64(n))
+			var n int64
+			n, err = (*net.Buffers)(&pieces).WriteTo(local)
+			s.took(int(n))
+			count.Add(n)
 		}
 		if err != nil {
 			s.Reset()
@@ -62,10 +63,10 @@ func copyOut(s *stream, local net.Conn, count *atomic.Int64) {
 	for {
 		f, n, err := r.read()
 		if n > 0 {
-			if s.writeFrame(f, n) != nil {
+			if s.writeBurst(f, n) != nil {
 				return
 			}
-			s.m.buffers.frames.Put(f)
+			s.m.buffers.bursts.Put(f)
 			count.Add(int64(n))
 		}
 		if err == io.EOF {

@@ -185,17 +185,19 @@ func (s *stream) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
-	front, err := s.peek()
+	var room [1][]byte
+	front, err := s.peek(room[:0])
 	if err != nil {
 		return 0, err
 	}
-	n := copy(p, front)
+	n := copy(p, front[0])
 	s.took(n)
 	return n, nil
 }
 
-// peek waits for data and returns some of it, which stays valid until took.
-func (s *stream) peek() ([]byte, error) {
+// peek waits for data and appends pieces of it, as far as they have room, which
+// stay valid until took.
+func (s *stream) peek(pieces [][]byte) ([][]byte, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for {
@@ -207,7 +209,7 @@ func (s *stream) peek() ([]byte, error) {
 		case s.reading:
 		case s.in.size > 0:
 			s.reading = true
-			return s.in.front(), nil
+			return s.in.front(pieces), nil
 		case s.inEnd != nil:
 			return nil, s.inEnd
 		}
@@ -249,47 +251,58 @@ func (s *stream) Write(p []byte) (n int, err error) {
 		return 0, err
 	}
 	defer s.endWrite()
-	f := s.m.buffers.frame()
-	defer s.m.buffers.frames.Put(f)
-	for n < len(p) {
-		step, err := s.grant(min(len(p)-n, maxPayload))
-		if err != nil {
-			return n, err
-		}
-		copy(f[headerSize:], p[n:n+step])
-		if err := s.sendFrame(f[:headerSize+step]); err != nil {
-			return n, err
-		}
+	f := s.m.buffers.burst()
+	defer s.m.buffers.bursts.Put(f)
+	for n < len(p) && err == nil {
+		rest := p[n:]
+		var step int
+		step, _ = f.fill(func(room []byte) (int, error) {
+			m := copy(room, rest)
+			rest = rest[m:]
+			return m, nil
+		})
+		step, err = s.sendBurst(f, step)
 		n += step
 	}
-	return n, nil
+	return n, err
 }
 
-// writeFrame writes n bytes that lie behind the header's place of f, and uses f
-// up.
-func (s *stream) writeFrame(f *frame, n int) error {
+// writeBurst writes n bytes that lie in the payloads of f.
+func (s *stream) writeBurst(f *burst, n int) error {
 	if err := s.beginWrite(); err != nil {
 		return err
 	}
 	defer s.endWrite()
-	for done := 0; done < n; {
-		step, err := s.grant(n - done)
-		if err != nil {
-			return err
-		}
-		// The next header lies over data that has been sent.
-		if err := s.sendFrame(f[done : headerSize+done+step]); err != nil {
-			return err
-		}
-		done += step
-	}
-	return nil
+	_, err := s.sendBurst(f, n)
+	return err
 }
 
-// sendFrame fills in the header of a DATA frame and sends it.
-func (s *stream) sendFrame(b []byte) error {
-	header{kindData, 0, s.id, uint32(len(b) - headerSize)}.put(b)
-	return s.m.send(b)
+// sendBurst sends n bytes as the window lets it, if it can as one message. It
+// tells how much it has sent.
+func (s *stream) sendBurst(f *burst, n int) (sent int, err error) {
+	for sent < n {
+		step, err := s.grant(n - sent)
+		if err != nil {
+			return sent, err
+		}
+		// What was sent ended somewhere in a frame. The header of what follows lies
+		// over the end of it.
+		first, within := sent/maxPayload, sent%maxPayload
+		begin := first*frameSize + within
+		at := begin
+		for left := step; left > 0; {
+			length := min(left, maxPayload-within)
+			header{kindData, 0, s.id, uint32(length)}.put(f[at:])
+			at += headerSize + length
+			left -= length
+			within = 0
+		}
+		if err := s.m.send(f[begin:at]); err != nil {
+			return sent, err
+		}
+		sent += step
+	}
+	return sent, nil
 }
 
 // beginWrite waits for the other writers of the stream.

@@ -18,7 +18,7 @@ const (
 	// An upgrader does better with ServerWriteBufferSize, beyond which nothing is
 	// copied.
 	ReadBufferSize        = 4 << 10
-	WriteBufferSize       = headerSize + maxPayload
+	WriteBufferSize       = burstFrames * frameSize
 	ServerWriteBufferSize = 1 << 10
 
 	maxMessage   = 64 << 20 // only a bound: messages are read piece by piece
