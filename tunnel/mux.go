@@ -371,7 +371,7 @@ func (h hearing) Read(p []byte) (int, error) {
 // but the connection: streams have room for what they have offered, and answers
 // are queued.
 func (m *mux) read() error {
-	r := bufio.NewReaderSize(hearing{m}, small)
+	r := bufio.NewReaderSize(hearing{m}, maxPayload)
 	var raw [headerSize]byte
 	for {
 		if _, err := io.ReadFull(r, raw[:]); err != nil {

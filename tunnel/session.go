@@ -202,6 +202,7 @@ func (s *Session) connect(first bool, tries int) (net.Conn, *OpenError) {
 		case <-timer.C:
 		case <-s.ctx.Done():
 			timer.Stop()
+			return nil, &OpenError{Tries: try, Err: err}
 		}
 		pause = min(2*pause, 8*time.Second)
 	}

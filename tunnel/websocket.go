@@ -14,9 +14,9 @@ import (
 
 const (
 	// ReadBufferSize and WriteBufferSize suit the dialer of a tunnel's WebSocket: a
-	// frame of yamux fits, which is copied and masked there, and read in two pieces.
-	// An upgrader does better with ServerWriteBufferSize, beyond which nothing is
-	// copied.
+	// message is copied and masked in one piece, and the session has a buffer of its
+	// own for reading. An upgrader does better with ServerWriteBufferSize, since what
+	// goes beyond it is not copied.
 	ReadBufferSize        = 4 << 10
 	WriteBufferSize       = burstFrames * frameSize
 	ServerWriteBufferSize = 1 << 10
