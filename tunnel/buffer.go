@@ -58,9 +58,11 @@ type chunk struct {
 	class   int
 }
 
-func (b *buffers) chunk(size int) *chunk {
+// chunk returns one that has room for n bytes, or is as long as what waits before
+// it.
+func (b *buffers) chunk(n, waiting int) *chunk {
 	class := 0
-	for class < len(chunkSizes)-1 && chunkSizes[class] < size {
+	for class < len(chunkSizes)-1 && (chunkSizes[class] < n || chunkSizes[class+1] <= waiting) {
 		class++
 	}
 	if c, ok := b.chunks[class].Get().(*chunk); ok {
@@ -74,8 +76,8 @@ func (b *buffers) release(c *chunk) {
 	b.chunks[c.class].Put(c)
 }
 
-// queue is what was received and not yet taken. Its memory is less than four
-// times its size plus a chunk. The stream's mutex guards it.
+// queue is what was received and not yet taken. Its memory is at most twice its
+// size and two chunks. The stream's mutex guards it.
 type queue struct {
 	head, tail *chunk
 	size       int
@@ -85,7 +87,7 @@ type queue struct {
 // goroutine fills without the mutex and commits.
 func (q *queue) reserve(b *buffers, n int) *chunk {
 	if q.tail == nil || q.tail.w == len(q.tail.data) {
-		c := b.chunk(max(n, q.size))
+		c := b.chunk(n, q.size)
 		if q.tail == nil {
 			q.head = c
 		} else {
