@@ -45,13 +45,11 @@ var carriers = []carrier{
 	}},
 	{"yamux", func(b *testing.B, port int) func() (net.Conn, error) {
 		client, server := webSockets(b)
-		config := yamux.DefaultConfig()
-		config.LogOutput = io.Discard
-		far, err := yamux.Server(&messages{ws: server}, config)
+		far, err := yamux.Server(&messages{ws: server}, yamuxConfig())
 		if err != nil {
 			b.Fatal(err)
 		}
-		near, err := yamux.Client(&messages{ws: client}, config)
+		near, err := yamux.Client(&messages{ws: client}, yamuxConfig())
 		if err != nil {
 			b.Fatal(err)
 		}
