@@ -39,6 +39,7 @@ func (b *borrower) read() (f *burst, n int, err error) {
 		n, failure = f.fill(func(room []byte) (int, error) { return readNow(int(fd), room) })
 		if n == 0 {
 			b.buffers.bursts.Put(f)
+			f = nil // or it would be held while waiting
 		}
 		return n > 0 || failure != syscall.EAGAIN
 	})

@@ -45,6 +45,7 @@ func copyIn(s *stream, local net.Conn, count *atomic.Int64) {
 		if err == nil {
 			var n int64
 			n, err = (*net.Buffers)(&pieces).WriteTo(local)
+			clear(room[:]) // or they would be held while waiting
 			s.took(int(n))
 			count.Add(n)
 		}

@@ -37,7 +37,8 @@ type Session struct {
 	closed func() // waits, each time
 
 	mu        sync.Mutex
-	mux       *mux // the last one
+	mux       *mux          // the last one
+	told      chan struct{} // closed when its loss has been told
 	reopened  int64
 	flight    *flight // opens a mux
 	gone      error   // no other will be opened
@@ -132,16 +133,23 @@ func (s *Session) open(ctx context.Context, tries int) (*mux, error) {
 	}
 }
 
-// launch begins a flight. The caller holds the mutex.
+// launch begins a flight. The caller holds the mutex. What happens to the session
+// is told in order, and before anybody goes on because of it.
 func (s *Session) launch(tries int) {
 	f := &flight{done: make(chan struct{})}
-	first := s.mux == nil
+	told := s.told
 	s.flight = f
 	s.running.Go(func() {
-		event := s.fly(f, first, tries)
-		close(f.done)
+		defer close(f.done)
+		if told != nil {
+			<-told
+		}
+		event := s.fly(f, told == nil, tries)
 		if event.Kind != "" {
 			s.o.Events(event)
+		}
+		if f.mux != nil {
+			s.running.Go(func() { s.watch(f.mux) })
 		}
 	})
 }
@@ -173,8 +181,7 @@ func (s *Session) fly(f *flight, first bool, tries int) Event {
 		client: true, window: int64(s.o.Window),
 		keepAlive: s.o.KeepAlive, writeTimeout: s.o.WriteTimeout,
 	})
-	s.mux = f.mux
-	s.running.Go(func() { s.watch(f.mux) })
+	s.mux, s.told = f.mux, make(chan struct{})
 	if first {
 		return Event{Kind: Opened}
 	}
@@ -208,18 +215,21 @@ func (s *Session) connect(first bool, tries int) (net.Conn, *OpenError) {
 	}
 }
 
-// watch waits for the end of a mux.
+// watch waits for the end of a mux, and tells of it.
 func (s *Session) watch(m *mux) {
 	<-m.done
 	m.wait()
 	s.mu.Lock()
-	ending := s.ending
-	if s.o.Eager && !ending && s.gone == nil && s.flight == nil && *s.o.MaxReconnects > 0 {
-		s.launch(*s.o.MaxReconnects)
-	}
+	ending, told := s.ending, s.told
 	s.mu.Unlock()
 	if !ending {
 		s.o.Events(Event{Kind: Lost, Err: m.err})
+	}
+	close(told)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.o.Eager && s.gone == nil && s.flight == nil && s.mux == m && *s.o.MaxReconnects > 0 {
+		s.launch(*s.o.MaxReconnects)
 	}
 }
 
