@@ -33,6 +33,7 @@ func Predeclared(t *Task) (module, entry starlark.StringDict) {
 		"exit":        builtin("exit", exit),
 		"sleep":       builtin("sleep", sleep),
 		"print":       builtin("print", print),
+		"help":        builtin("help", help),
 		"log":         newLog(),
 		"shell_quote": builtin("shell_quote", shellQuoteCall),
 		"struct":      starlark.NewBuiltin("struct", starlarkstruct.Make),

@@ -151,6 +151,14 @@ func NewTask(ctx context.Context, run *Run) *Task {
 	return &Task{Run: run, Ctx: ctx, scope: &Scope{run: run}, strand: &strand{}}
 }
 
+// Within returns a task that is t but for its context: what it acquires is t's
+// to release. The two must not run at once.
+func (t *Task) Within(ctx context.Context) *Task {
+	sub := *t
+	sub.Ctx = ctx
+	return &sub
+}
+
 // Thread says how a Starlark thread is made.
 type Thread struct {
 	Name      string

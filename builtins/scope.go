@@ -104,6 +104,22 @@ func (s *Scope) pop() *entry {
 	return e
 }
 
+// Held describes the resources that the task's scope will release, in the order
+// in which they were acquired, as in `sandbox "web-1"`.
+func (t *Task) Held() (all []string) {
+	t.Run.mu.Lock()
+	defer t.Run.mu.Unlock()
+	for _, e := range t.scope.entries {
+		switch {
+		case e.name != nil:
+			all = append(all, fmt.Sprintf("%s %q", e.kind, e.name()))
+		case !e.quiet:
+			all = append(all, e.kind)
+		}
+	}
+	return all
+}
+
 // Release releases the task's scope, last in first out, what is pushed
 // meanwhile included. It goes on after failures: resources that are left are
 // listed by Run.Left, and the errors of deferred functions are returned, joined.

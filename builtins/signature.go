@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"go.starlark.net/starlark"
+	"go.starlark.net/starlarkstruct"
 )
 
 // This file defines what can be said of a builtin without calling it.
@@ -55,4 +56,64 @@ var results = map[string]string{
 	"snapshot": "Snapshot", "snapshot.create": "Snapshot", "snapshot.get": "Snapshot", "snapshot.wait": "Snapshot", "Sandbox.capture_snapshot": "Snapshot",
 	"Sandbox.reconnect": "Command", "Command.reconnect": "Command", "Command.wait": "Result", "Command.expect": "Match",
 	"Sandbox.stat": "File_info", "Sandbox.service": "Service", "service": "Service",
+}
+
+// Parameters are the names of the parameters of a function, builtin or not.
+func Parameters(fn starlark.Value) (names []string) {
+	f, ok := fn.(*starlark.Function)
+	if !ok {
+		if f = Signature(stubOf(fn)); f == nil {
+			return nil
+		}
+	}
+	named := f.NumParams()
+	if f.HasVarargs() {
+		named--
+	}
+	if f.HasKwargs() {
+		named--
+	}
+	for i := range named {
+		name, _ := f.Param(i)
+		names = append(names, name)
+	}
+	return names
+}
+
+// stubOf is the name of the stub of a builtin or of a value, or "".
+func stubOf(v starlark.Value) string {
+	switch v := v.(type) {
+	case *noun:
+		return v.name
+	case *namespace:
+		return v.name
+	case *starlark.Builtin:
+		name := v.Name()
+		if v.Receiver() != nil && Signature(name) == nil {
+			name = strings.ToUpper(name[:1]) + name[1:]
+		}
+		return name
+	case nil:
+		return ""
+	}
+	name := v.Type()
+	return strings.ToUpper(name[:1]) + name[1:]
+}
+
+// Member returns the attribute of a value that answers for it without doing
+// anything, or nil: reading one of a command, for example, may wait for it.
+func Member(v starlark.Value, name string) starlark.Value {
+	switch v := v.(type) {
+	case *noun, *namespace, *starlarkstruct.Module, *starlarkstruct.Struct, *record:
+		if member, err := v.(starlark.HasAttrs).Attr(name); err == nil {
+			return member
+		}
+	case starlark.HasAttrs:
+		if stub := stubOf(v) + "." + name; Signature(stub) != nil {
+			if method, err := v.Attr(name); err == nil {
+				return method
+			}
+		}
+	}
+	return nil
 }

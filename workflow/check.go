@@ -46,7 +46,7 @@ func Check(paths []string) []Problem {
 	var entries []*loader
 	loaded := map[string]bool{} // by absolute path
 	for _, path := range paths {
-		l := newLoader(builtins.NewTask(context.Background(), builtins.NewRun(builtins.Options{})))
+		l := newCompiler()
 		if _, err := l.compile(Options{Path: path}); err != nil {
 			add(loadProblems(path, err)...)
 		}
@@ -72,6 +72,11 @@ func Check(paths []string) []Problem {
 		return cmp.Or(cmp.Compare(a.Pos.Filename(), b.Pos.Filename()), cmp.Compare(a.Pos.Line, b.Pos.Line), cmp.Compare(a.Pos.Col, b.Pos.Col))
 	})
 	return problems
+}
+
+// newCompiler is a loader of files that are not run.
+func newCompiler() *loader {
+	return newLoader(builtins.NewTask(context.Background(), builtins.NewRun(builtins.Options{})))
 }
 
 func absolute(path string) string {

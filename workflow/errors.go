@@ -20,6 +20,7 @@ const (
 	ExitUsage      = 2
 	ExitNotLoaded  = 3
 	ExitPermission = 4
+	ExitNoTests    = 5
 	ExitLeft       = 6 // it ended well, but something could not be released
 	ExitDeadline   = 124
 	ExitInterrupt  = 130

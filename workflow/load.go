@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -249,8 +250,11 @@ func (e *positioned) Unwrap() error { return e.err }
 
 // run runs all modules, the entry file last. A file that is loaded, and one
 // with main, may not act while it runs.
-func (l *loader) run(task *builtins.Task) error {
-	for _, m := range l.order {
+func (l *loader) run(task *builtins.Task) error { return l.runFrom(task, 0) }
+
+// runFrom runs the modules from the nth in order on.
+func (l *loader) runFrom(task *builtins.Task, n int) error {
+	for _, m := range l.order[n:] {
 		thread := builtins.Thread{Name: m.name, Load: func(_ *starlark.Thread, name string) (starlark.StringDict, error) {
 			return m.loads[name].values, nil
 		}}
@@ -272,6 +276,13 @@ func (l *loader) run(task *builtins.Task) error {
 		}
 	}
 	return nil
+}
+
+// forget makes as if the modules from the nth in order on, and what did not
+// compile, had not been loaded.
+func (l *loader) forget(n int) {
+	l.order = l.order[:n]
+	maps.DeleteFunc(l.modules, func(_ string, m *module) bool { return !slices.Contains(l.order, m) })
 }
 
 // docstring is the string that a file begins with, or "".

@@ -23,6 +23,7 @@ type Options struct {
 	Path   string   // of the file, as it is shown in messages
 	Source []byte   // its text, if it is no file: then modules are relative to the working directory
 	Args   []string // the flags of main and its arguments
+	Call   string   // a function of the file to call without arguments instead of main; "" for main
 
 	// Connect reaches the server. It is called when the workflow first needs
 	// one, if it ever does. Whoever gives it closes the client, after Run.
@@ -75,6 +76,9 @@ func execute(l *loader, task *builtins.Task, o Options) error {
 	if err != nil {
 		return err
 	}
+	if o.Call != "" {
+		return callOnly(l, task, entry, o.Call)
+	}
 	if !entry.hasMain && len(o.Args) > 0 {
 		if isHelp(o.Args[0]) {
 			return writeHelp(o.Stdout, o.Path, entry.doc, nil)
@@ -97,6 +101,18 @@ func execute(l *loader, task *builtins.Task, o Options) error {
 	}
 	return task.Exec(builtins.Thread{Name: "main"}, func(thread *starlark.Thread) error {
 		_, err := starlark.Call(thread, s.main, args, kwargs)
+		return err
+	})
+}
+
+// callOnly runs the file as one that only declares, and then one function of it.
+func callOnly(l *loader, task *builtins.Task, entry *module, name string) error {
+	entry.hasMain = true
+	if err := l.run(task); err != nil {
+		return err
+	}
+	return task.Exec(builtins.Thread{Name: name}, func(thread *starlark.Thread) error {
+		_, err := starlark.Call(thread, entry.values[name], nil, nil)
 		return err
 	})
 }

@@ -21,7 +21,9 @@ const usage = `Usage:
   sbx-star [flags] FILE [flags of main] [args]   run a workflow
   sbx-star [flags] -c CODE                       run CODE
   sbx-star [flags] -                             run standard input
+  sbx-star [flags] [repl]                        explore: run what is typed
   sbx-star serve [flags]                         serve the sandbox API to any SDK
+  sbx-star test [flags] [PATH…]                  run the tests in *_test.star
   sbx-star check [PATH…]                         find what is wrong without running it
   sbx-star fmt [PATH…]                           format workflows
   sbx-star doc [NAME…]                           what a workflow can name
@@ -42,7 +44,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	err := dispatch(args, stdin, stdout, stderr)
 	var said silent
 	if err != nil && !errors.As(err, &said) {
-		workflow.Render(stderr, err, isTerminal(stderr))
+		workflow.Render(stderr, err, colored(stderr))
 	}
 	return workflow.ExitCode(err)
 }
@@ -52,6 +54,10 @@ func dispatch(args []string, stdin io.Reader, stdout, stderr io.Writer) error {
 		switch args[0] {
 		case "serve":
 			return serve(args[1:], stdout, stderr)
+		case "repl":
+			return repl(args[1:], stdin, stdout, stderr)
+		case "test":
+			return test(args[1:], stdout, stderr)
 		case "check":
 			return check(args[1:], stdout)
 		case "fmt":
@@ -94,7 +100,12 @@ func parse(flags *pflag.FlagSet, args []string, usage string, stdout io.Writer) 
 // interrupted is why a context ended when a signal ended it.
 type interrupted struct{ signal syscall.Signal }
 
-func (e *interrupted) Error() string { return "interrupted by " + e.signal.String() }
+func (e *interrupted) Error() string {
+	if e.signal == syscall.SIGINT {
+		return "interrupted"
+	}
+	return e.signal.String()
+}
 func (e *interrupted) ExitCode() int { return 128 + int(e.signal) }
 
 // untilSignal returns a context that ends at the first Ctrl-C or SIGTERM and a

@@ -39,14 +39,14 @@ func runWorkflow(args []string, stdin io.Reader, stdout, stderr io.Writer) error
 	switch {
 	case flags.Changed("code"):
 		options.Path, options.Source = "<code>", []byte(*code)
-	case flags.NArg() == 0:
-		return &workflow.UsageError{Message: "no workflow to run", Hint: "name a file, as in sbx-star examples/hello.star; sbx-star --help says more"}
-	case flags.Arg(0) == "-":
+	case flags.NArg() == 0 && isTerminal(stdin):
+		return explore(&where, stdout, stderr)
+	case flags.NArg() == 0, flags.Arg(0) == "-":
 		source, err := io.ReadAll(stdin)
 		if err != nil {
 			return fmt.Errorf("reading the workflow from standard input: %w", err)
 		}
-		options.Path, options.Source, options.Args = "<stdin>", source, flags.Args()[1:]
+		options.Path, options.Source, options.Args = "<stdin>", source, flags.Args()[min(1, flags.NArg()):]
 	default:
 		options.Path, options.Args = flags.Arg(0), flags.Args()[1:]
 	}
@@ -97,7 +97,11 @@ func (d *deadline) Set(s string) error {
 	return nil
 }
 
-func isTerminal(w io.Writer) bool {
-	f, ok := w.(*os.File)
-	return ok && term.IsTerminal(int(f.Fd())) && os.Getenv("NO_COLOR") == ""
+// isTerminal tells whether a person reads, or writes, there.
+func isTerminal(stream any) bool {
+	f, ok := stream.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
 }
+
+// colored tells whether what is written there may have colours.
+func colored(w io.Writer) bool { return isTerminal(w) && os.Getenv("NO_COLOR") == "" }

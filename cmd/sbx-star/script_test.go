@@ -90,6 +90,7 @@ var scriptCommands = map[string]func(ts *testscript.TestScript, neg bool, args [
 		ts.Check(cmd.Start())
 		wait(ts, cmd, args[0])
 	},
+	"terminal":       terminal,
 	"signal":         signalCommand,
 	"cut-every-byte": cutEveryByte,
 	"serve":          serveInBackground,
