@@ -65,7 +65,7 @@ func sandboxRun(c *invocation) (starlark.Value, error) {
 		if err != nil {
 			return nil, &CommandError{string(a.command), err}
 		}
-		return finish(result, string(a.command), a.text, a.check)
+		return c.Run.finish(result, string(a.command), a.text, a.check)
 	}
 	cmd, err := box.Start(c.Ctx, a.options())
 	if err != nil {
@@ -109,9 +109,9 @@ func (v *command) drain(c *invocation, a *runArgs) (starlark.Value, error) {
 }
 
 // finish makes a result, or the error that check asks for.
-func finish(result *client.Result, command string, text, check bool) (starlark.Value, error) {
+func (r *Run) finish(result *client.Result, command string, text, check bool) (starlark.Value, error) {
 	if check && result.ExitCode != 0 {
-		return nil, &CommandFailedError{command, result}
+		return nil, &CommandFailedError{r.Mask(command), result, Tail(r.Mask(result.Stderr))}
 	}
 	return newResult(result, text), nil
 }
@@ -175,7 +175,7 @@ var (
 )
 
 func newCommand(c *invocation, cmd *client.Command, line string, text, check bool) *command {
-	v := &command{run: c.Run, strand: c.strand, cmd: cmd, line: line, text: text, check: check, partial: map[string]string{}}
+	v := &command{run: c.Run, strand: c.strand, cmd: cmd, line: c.Run.Mask(line), text: text, check: check, partial: map[string]string{}}
 	v.release = c.push(&entry{kind: "command", quiet: true, release: func(context.Context) error {
 		v.detach()
 		return nil
@@ -292,7 +292,7 @@ func (v *command) result(ctx context.Context) (starlark.Value, error) {
 	if v.feeding != nil && v.fed != nil && result.ExitCode == killed {
 		return nil, &CommandError{v.line, fmt.Errorf("sending stdin: %w", v.fed)}
 	}
-	return finish(result, v.line, v.text, v.check)
+	return v.run.finish(result, v.line, v.text, v.check)
 }
 
 // chunks iterates over a command's output.

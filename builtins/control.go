@@ -83,7 +83,7 @@ func attempt(c *invocation) (starlark.Value, error) {
 	value, err := call(c.Task, fn, args, kwargs)
 	caught := starlark.Value(starlark.None)
 	if err != nil {
-		if c.cancelled() != nil || as[*ExitError](err) || as[*InternalError](err) {
+		if c.uncatchable(err) {
 			return nil, err
 		}
 		value, caught = starlark.None, newErrorValue(err)

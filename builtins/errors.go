@@ -19,14 +19,15 @@ import (
 // CommandFailedError is a command that was run with check=True and ended with
 // another exit code than 0.
 type CommandFailedError struct {
-	Command string
+	Command string // without secrets
 	Result  *client.Result
+	Stderr  string // how it ends, without secrets
 }
 
 func (e *CommandFailedError) Error() string {
 	text := fmt.Sprintf("the command exited with code %d: %s", e.Result.ExitCode, shorten(e.Command))
-	if tail := Tail(e.Result.Stderr); tail != "" {
-		text += "\n" + tail
+	if e.Stderr != "" {
+		text += "\n" + e.Stderr
 	}
 	return text
 }
@@ -108,7 +109,8 @@ func (e *errorType) Hash() (uint32, error) { return starlark.String(e.name).Hash
 // ownErrors are the types that are not the SDK's, most special first.
 var ownErrors = []*errorType{
 	{"CommandFailedError", as[*CommandFailedError]},
-	{"ExpectError", as[*ExpectError]},
+	{"AssertionError", as[*AssertionError]},
+	{"ExpectError", func(err error) bool { return as[*ExpectError](err) || as[*AssertionError](err) }},
 	{"ArgumentError", as[*ArgumentError]},
 	{"CancelledError", func(err error) bool { return errors.Is(err, context.Canceled) }},
 }

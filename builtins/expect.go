@@ -36,31 +36,28 @@ func (e *ExpectError) Error() string {
 type matchFields struct {
 	Text   starlark.Value  `json:"text"`
 	Groups *starlark.List  `json:"groups"`
+	Named  *starlark.Dict  `json:"named"`
 	Before starlark.Value  `json:"before"`
 	Stream starlark.String `json:"stream"`
 }
 
 func commandExpect(c *invocation) (starlark.Value, error) {
-	var pattern string
+	var re pattern
 	var timeout seconds
-	if err := c.unpack(&pattern, &timeout); err != nil {
+	if err := c.unpack(&re, &timeout); err != nil {
 		return nil, err
-	}
-	re, err := regexp.Compile(pattern)
-	if err != nil {
-		return nil, c.argumentError("parameter pattern: %w", err)
 	}
 	v := c.self.(*command)
 	v.unsplit()
 	defer v.resplit()
 	unmatched := func(why string) error {
-		return &ExpectError{v.line, pattern, v.partial[wire.Stdout] + v.partial[wire.Stderr], why}
+		return &ExpectError{v.line, re.String(), c.Run.Mask(v.partial[wire.Stdout] + v.partial[wire.Stderr]), why}
 	}
 	var found *record
-	err = c.within(timeout, func(ctx context.Context) error {
+	err := c.within(timeout, func(ctx context.Context) error {
 		for {
 			for _, stream := range streams {
-				if found = v.match(re, stream); found != nil {
+				if found = v.match(re.Regexp, stream); found != nil {
 					return nil
 				}
 			}
@@ -89,19 +86,10 @@ func (v *command) match(re *regexp.Regexp, stream string) *record {
 	if at == nil {
 		return nil
 	}
-	part := func(i int) starlark.Value {
-		if at[i] < 0 {
-			return starlark.None // a group that took no part
-		}
-		return output(text[skipped+at[i]:skipped+at[i+1]], v.text)
-	}
-	groups := starlark.NewList(nil)
-	for i := 2; i < len(at); i += 2 {
-		groups.Append(part(i))
-	}
-	groups.Freeze()
-	v.partial[stream] = text[skipped+at[1]:]
-	return &record{"match", matchFields{part(0), groups, output(text[:skipped+at[0]], v.text), starlark.String(stream)}}
+	groups, named := searched{text[skipped:], v.text}.groups(re, at)
+	begin, end := skipped+at[0], skipped+at[1]
+	v.partial[stream] = text[end:]
+	return &record{"match", matchFields{output(text[begin:end], v.text), groups, named, output(text[:begin], v.text), starlark.String(stream)}}
 }
 
 // unsplit makes text of the lines that were not handed out.

@@ -42,7 +42,9 @@ type Options struct {
 // Run is what all tasks of one workflow share.
 type Run struct {
 	options Options
-	out     sync.Mutex // held for one call of print
+	mask    Mask
+	out     sync.Mutex    // held for one call of print
+	stdout  *maskedWriter // Options.Stdout
 
 	connecting sync.Mutex
 	client     *client.Client
@@ -57,7 +59,10 @@ type Run struct {
 
 // NewRun returns a run that has not connected yet.
 func NewRun(o Options) *Run {
-	return &Run{options: o, infos: map[*client.Client]*wire.Info{}, warned: map[string]bool{}}
+	r := &Run{options: o, infos: map[*client.Client]*wire.Info{}, warned: map[string]bool{}}
+	r.stdout = &maskedWriter{mask: &r.mask, to: o.Stdout}
+	r.options.Stdout, r.options.Events = r.stdout, r.mask.sink(o.Events)
+	return r
 }
 
 // Left returns what the run created and could not release.

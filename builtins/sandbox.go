@@ -80,6 +80,8 @@ var sandboxAttributes = attributes[*sandboxValue]{methods: map[string]*starlark.
 	"read":             builtin("Sandbox.read", sandboxRead),
 	"read_text":        builtin("Sandbox.read_text", sandboxReadText),
 	"exists":           builtin("Sandbox.exists", sandboxExists),
+	"upload":           builtin("Sandbox.upload", sandboxUpload),
+	"download":         builtin("Sandbox.download", sandboxDownload),
 	"refresh":          builtin("Sandbox.refresh", sandboxGet),
 	"update":           builtin("Sandbox.update", sandboxUpdate),
 	"wait_for_port":    builtin("Sandbox.wait_for_port", sandboxWaitForPort),

@@ -141,6 +141,25 @@ func (d *stringDict) Unpack(v starlark.Value) error {
 	return nil
 }
 
+// stringList is a list of strings.
+type stringList []string
+
+func (l *stringList) Unpack(v starlark.Value) error {
+	*l = nil
+	list, ok := v.(starlark.Iterable)
+	if !ok {
+		return fmt.Errorf("got %s, want a list of strings", v.Type())
+	}
+	for element := range starlark.Elements(list) {
+		s, ok := starlark.AsString(element)
+		if !ok {
+			return fmt.Errorf("element %d is of type %s, want a string", len(*l), element.Type())
+		}
+		*l = append(*l, s)
+	}
+	return nil
+}
+
 // commandLine is what a shell runs: a string as it is, or a list of words that
 // are quoted.
 type commandLine string

@@ -432,17 +432,18 @@ func (c *checker) call(call *syntax.CallExpr, depth int) {
 	if name != "" {
 		shown = strings.ToLower(name[:1]) + name[1:]
 	}
-	if stub := builtins.Signature(name); stub != nil && isCalled(name) {
+	if stub := builtins.Signature(name); stub != nil && c.isCalled(name) {
 		c.arguments(call, shown, stubParameters(stub))
 	} else if def := c.definition(call.Fn); def != nil {
 		c.arguments(call, def.Name.Name, defParameters(def))
 	}
 }
 
-// isCalled tells a function's stub from that of a value, whose methods only are
-// called, and from that of a namespace.
-func isCalled(name string) bool {
-	return strings.Contains(name, ".") || !slices.Contains([]string{"struct", "json", "math", "time", "host", "client", "log", "errors"}, name)
+// isCalled tells a function's stub from that of a namespace. That of struct
+// tells nothing of its arguments.
+func (c *checker) isCalled(name string) bool {
+	_, callable := c.loader.predeclared(c.module)[name].(starlark.Callable)
+	return strings.Contains(name, ".") || callable && name != "struct"
 }
 
 // definition is the function that an expression names: one that this file

@@ -33,7 +33,8 @@ type Failure struct {
 	Reports []builtins.Report
 	Left    *ReleaseError // nil if everything was released
 
-	sources map[string][]byte // of the files, by name
+	sources map[string][]byte   // of the files, by name
+	mask    func(string) string // takes the run's secrets out of a text
 }
 
 func (e *Failure) Error() string { return e.Unwrap()[0].Error() }

@@ -24,10 +24,13 @@ func Render(w io.Writer, err error, color bool) {
 	if err == nil {
 		return
 	}
-	r := &renderer{color: color}
+	r := &renderer{color: color, mask: func(text string) string { return text }}
 	var failure *Failure
 	if errors.As(err, &failure) {
 		r.sources = failure.sources
+		if failure.mask != nil {
+			r.mask = failure.mask
+		}
 		for _, report := range failure.Reports {
 			r.report(report)
 		}
@@ -39,13 +42,14 @@ func Render(w io.Writer, err error, color bool) {
 			r.report(report)
 		}
 	}
-	io.WriteString(w, r.out.String())
+	io.WriteString(w, r.mask(r.out.String()))
 }
 
 type renderer struct {
 	out     strings.Builder
 	color   bool
 	sources map[string][]byte
+	mask    func(string) string
 }
 
 // What colours stand for.
@@ -149,7 +153,7 @@ func (r *renderer) failure(err error) {
 		r.printf("  the command was: %s\n", clean(command.Command))
 		var api *client.Error
 		if errors.As(err, &api) && api.Stderr != "" {
-			r.printf("  its stderr ends with:\n%s", indented(builtins.Tail(api.Stderr), "  "))
+			r.printf("  its stderr ends with:\n%s", indented(builtins.Tail(r.mask(api.Stderr)), "  "))
 		}
 	}
 	var internal *builtins.InternalError
@@ -163,7 +167,7 @@ func (r *renderer) failure(err error) {
 
 // error prints the line, or the lines, that say what is wrong.
 func (r *renderer) error(message, typeName string) {
-	first, more, found := strings.Cut(message, "\n")
+	first, more, found := strings.Cut(r.mask(message), "\n")
 	if typeName != "" {
 		first = typeName + ": " + first
 	}

@@ -99,6 +99,11 @@ func (s *Session) execute(ctx context.Context, name string, file *syntax.File) (
 	thread := builtins.Thread{Name: sessionName, Load: func(_ *starlark.Thread, name string) (starlark.StringDict, error) {
 		return s.module.loads[name].values, nil
 	}}
+	defer func() {
+		if flushed := s.run.Flush(); err == nil && flushed != nil {
+			err = s.failure(ctx, flushed)
+		}
+	}()
 	err = task.Exec(thread, func(thread *starlark.Thread) error {
 		if expr := soleExpr(file); expr != nil {
 			var err error
@@ -159,7 +164,7 @@ func (s *Session) failure(ctx context.Context, err error) error {
 	if errors.As(err, &exit) && ctx.Err() == nil {
 		return exit
 	}
-	return &Failure{Reports: reports(ctx, err), sources: s.loader.sources}
+	return &Failure{Reports: reports(ctx, err), sources: s.loader.sources, mask: s.run.Mask}
 }
 
 // Held describes what the session's scope will release, in the order in which
@@ -169,7 +174,7 @@ func (s *Session) Held() []string { return s.task.Held() }
 // Close releases what the session acquired. Its error is as that of Run.
 func (s *Session) Close() error {
 	defer s.loader.close()
-	failure := &Failure{sources: s.loader.sources}
+	failure := &Failure{sources: s.loader.sources, mask: s.run.Mask}
 	if err := s.task.Release(s.options.Keep); err != nil {
 		failure.Reports = builtins.Reports(err)
 	}
@@ -307,9 +312,11 @@ func completePath(text string) (names []string) {
 	return names
 }
 
-// Show is a value as a session shows it: as repr would, over several lines if
-// it is long and has parts.
-func Show(v starlark.Value) string {
+// Show is a value as repr would show it, over several lines if it is long and
+// has parts, and without the secrets that the session knows.
+func (s *Session) Show(v starlark.Value) string { return s.run.Mask(show(v)) }
+
+func show(v starlark.Value) string {
 	text := v.String()
 	if len(text) <= 100 {
 		return text
@@ -320,7 +327,7 @@ func Show(v starlark.Value) string {
 	case *starlark.Dict:
 		open, end = "{", "}"
 		for _, item := range v.Items() {
-			parts = append(parts, item[0].String()+": "+Show(item[1]))
+			parts = append(parts, item[0].String()+": "+show(item[1]))
 		}
 	case *starlark.List, *starlark.Set, starlark.Tuple:
 		open, end = text[:1], text[len(text)-1:]
@@ -328,7 +335,7 @@ func Show(v starlark.Value) string {
 			open, end = "set([", "])"
 		}
 		for element := range starlark.Elements(v.(starlark.Iterable)) {
-			parts = append(parts, Show(element))
+			parts = append(parts, show(element))
 		}
 	default:
 		return text

@@ -6,6 +6,7 @@ package workflow
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"time"
 
@@ -57,9 +58,12 @@ func Run(ctx context.Context, o Options) error {
 	defer l.close()
 
 	err := execute(l, task, o)
-	failure := &Failure{Reports: reports(ctx, err), sources: l.sources}
+	failure := &Failure{Reports: reports(ctx, err), sources: l.sources, mask: run.Mask}
 	if err := task.Release(o.Keep); err != nil {
 		failure.Reports = append(failure.Reports, builtins.Reports(err)...)
+	}
+	if err := run.Flush(); err != nil {
+		failure.Reports = append(failure.Reports, builtins.Report{Err: fmt.Errorf("cannot write to stdout: %w", err)})
 	}
 	if left := run.Left(); len(left) > 0 {
 		failure.Left = &ReleaseError{left}

@@ -212,7 +212,7 @@ func (p *prompt) statement(session *workflow.Session, stdout, stderr io.Writer) 
 	case err != nil:
 		workflow.Render(stderr, err, colored(stderr))
 	case value != nil && value != starlark.None:
-		fmt.Fprintln(stdout, workflow.Show(value))
+		fmt.Fprintln(stdout, session.Show(value))
 	}
 	return 0, false
 }
