@@ -44,6 +44,8 @@ func valuesByType() map[string]starlark.HasAttrs {
 		"Re_match":     &record{"re_match", reMatchFields{}},
 		"Service":      new(serviceValue),
 		"Response":     new(responseValue),
+		"Tunnel":       &tunnelValue{tunnel: new(client.Tunnel)},
+		"Tunnel_stats": &record{"tunnel_stats", tunnelStats{}},
 		"Download_url": &record{"download_url", wire.DownloadURL{}},
 		"File_info":    &record{"file_info", fileInfo{}},
 		"File_range":   &record{"file_range", fileRange{}},

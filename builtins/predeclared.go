@@ -24,6 +24,7 @@ func Predeclared(t *Task) (module, entry starlark.StringDict) {
 		"resources":   builtin("resources", newResources),
 		"run":         builtin("run", run),
 		"service":     builtin("service", service),
+		"tunnel":      builtin("tunnel", openTunnel),
 		"using":       builtin("using", using),
 		"defer":       builtin("defer", deferCall),
 		"attempt":     builtin("attempt", attempt),

@@ -88,6 +88,7 @@ var sandboxAttributes = attributes[*sandboxValue]{methods: map[string]*starlark.
 	"start":            builtin("Sandbox.start", sandboxStart),
 	"stop":             builtin("Sandbox.stop", sandboxStop),
 	"service":          builtin("Sandbox.service", sandboxService),
+	"tunnel":           builtin("Sandbox.tunnel", sandboxTunnel),
 	"download_url":     builtin("Sandbox.download_url", sandboxDownloadURL),
 	"stat":             builtin("Sandbox.stat", sandboxStat),
 	"read_range":       builtin("Sandbox.read_range", sandboxReadRange),

@@ -1,7 +1,7 @@
 // Package client is the Go client of the sandbox API: it manages templates and
-// sandboxes, runs commands in them and moves their files. It speaks all the
-// generations of the protocol that protocol.md describes and finds out by
-// itself what the server at hand can do.
+// sandboxes, runs commands in them, moves their files and reaches their ports. It
+// speaks all the generations of the protocol that protocol.md describes and finds
+// out by itself what the server at hand can do.
 //
 // Every method takes a context and returns as soon as it ends. Failures are
 // *Error values, told apart with errors.Is and the Err… kinds. The package
@@ -66,6 +66,8 @@ type Client struct {
 	// ignoresIDs is set once the server has started a command under another id
 	// than the one it was given: it knows no idempotent start (§12).
 	ignoresIDs atomic.Bool
+
+	tunnels tunnelSessions
 
 	probing    chan struct{} // held while generation is looked at or found out
 	generation string

@@ -15,6 +15,8 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/gorilla/websocket"
+
 	"github.com/sbx-star/sbx-star/wire"
 )
 
@@ -249,7 +251,8 @@ func (c *Command) open(ctx context.Context, timeout time.Duration) (*socket, err
 		offer = []string{wire.ExecV1}
 	}
 	client := c.sandbox.client
-	conn, err := client.upgrade(ctx, c.sandbox.dataplane("execute/ws", true), c.options.Headers, timeout, offer...)
+	conn, err := client.upgrade(ctx, c.sandbox.dataplane("execute/ws", true), c.options.Headers, timeout,
+		websocket.Dialer{ReadBufferSize: 64 << 10, WriteBufferSize: 16 << 10, Subprotocols: offer})
 	if err != nil {
 		return nil, err
 	}

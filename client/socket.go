@@ -51,9 +51,9 @@ func (t WebSocketTimeouts) withDefaults() WebSocketTimeouts {
 // grow sixfold in JSON, and other servers may send more.
 const maxMessage = 16 << 20
 
-// upgrade opens a WebSocket within the timeout. It offers the subprotocols, and
-// the server may have chosen none of them.
-func (c *Client) upgrade(ctx context.Context, to endpoint, headers http.Header, timeout time.Duration, subprotocols ...string) (*websocket.Conn, error) {
+// upgrade opens a WebSocket within the timeout. The dialer says what buffers it
+// has and which subprotocols it offers, of which the server may choose none.
+func (c *Client) upgrade(ctx context.Context, to endpoint, headers http.Header, timeout time.Duration, dialer websocket.Dialer) (*websocket.Conn, error) {
 	if to.err != nil {
 		return nil, to.err
 	}
@@ -68,7 +68,6 @@ func (c *Client) upgrade(ctx context.Context, to endpoint, headers http.Header, 
 	opening, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	dial, below := c.dial, &openingConn{}
-	dialer := websocket.Dialer{ReadBufferSize: 64 << 10, WriteBufferSize: 16 << 10, Subprotocols: subprotocols}
 	if dial == nil {
 		dial, dialer.Proxy = new(net.Dialer).DialContext, http.ProxyFromEnvironment
 	}

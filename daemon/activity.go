@@ -11,10 +11,10 @@ import (
 // This file defines GET /activity, by which the server learns whether the
 // sandbox is idle (protocol.md §2.7).
 
-// activity is what commands and file calls leave behind. Those of WebSockets
+// activity is what commands, file calls and the streams of tunnels leave behind. Those of WebSockets
 // that are under way are found in the table of sessions.
 type activity struct {
-	requests atomic.Int64 // under way
+	requests atomic.Int64 // under way, and streams
 	last     atomic.Int64 // nanoseconds since 1970
 }
 
@@ -31,8 +31,9 @@ func (a *activity) during(handle http.HandlerFunc) http.HandlerFunc {
 	}
 }
 
-// busy answers with how many commands run for a client that is there, or file
-// calls are under way, and when the last one began or ended, or was written to.
+// busy answers with how many commands run for a client that is there, file calls
+// are under way and streams of tunnels are open, and when the last one began or
+// ended, or was written to.
 func (d *daemon) busy(w http.ResponseWriter, _ *http.Request) {
 	answerJSON(w, http.StatusOK, struct {
 		Commands int64     `json:"commands"`

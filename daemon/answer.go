@@ -37,6 +37,8 @@ func (d *daemon) route(w http.ResponseWriter, r *http.Request) {
 		method, handle = http.MethodPost, d.activity.during(d.execute)
 	case "/execute/ws":
 		method, handle = http.MethodGet, d.executeWS
+	case "/tunnel":
+		method, handle = http.MethodGet, d.tunnel
 	case "/upload":
 		method, handle = http.MethodPost, d.activity.during(d.upload)
 	case "/download":

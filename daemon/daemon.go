@@ -1,7 +1,8 @@
 //go:build linux
 
 // Package daemon is what runs inside a sandbox and serves its data plane:
-// commands over HTTP and WebSocket, and files (protocol.md §5, §6, §15, §16).
+// commands over HTTP and WebSocket, files, and the far end of tunnels (protocol.md
+// §5, §6, §7, §15, §16).
 //
 // A command that was started over a WebSocket is a session: it and its output
 // stand here, and a socket is only one of its readers, which can be lost and
@@ -87,6 +88,7 @@ type daemon struct {
 	reaper   *reaper
 	activity activity
 	sessions table
+	port     int             // that the daemon listens on, or 0
 	work     sync.WaitGroup  // every goroutine but the HTTP server's
 	ctx      context.Context // ends when the daemon is told to end
 	halt     context.Context // ends when no process is left to wait for
@@ -116,6 +118,9 @@ func serve(ctx context.Context, ln net.Listener, cfg Config, lim limits) error {
 	halt, halted := context.WithCancel(context.Background())
 	defer halted()
 	d := &daemon{lim: lim, reaper: newReaper(), ctx: ctx, halt: halt}
+	if own, ok := ln.Addr().(*net.TCPAddr); ok {
+		d.port = own.Port
+	}
 	d.cfg.Store(&cfg)
 	d.sessions.init(lim)
 	d.activity.touch()

@@ -27,31 +27,35 @@ type socket struct {
 }
 
 func (d *daemon) executeWS(w http.ResponseWriter, r *http.Request) {
-	if !websocket.IsWebSocketUpgrade(r) {
-		w.Header().Set("Upgrade", "websocket")
-		w.Header().Set("Connection", "Upgrade")
-		answer(w, &failure{http.StatusUpgradeRequired, wire.Problem{Type: wire.ErrInvalidRequest, Message: "/execute/ws is a WebSocket: ask for an upgrade"}})
-		return
-	}
 	d.work.Add(1) // the HTTP server does not wait for connections that were taken over
 	defer d.work.Done()
-	upgrader := websocket.Upgrader{
-		HandshakeTimeout: d.lim.stall,
-		Subprotocols:     []string{wire.ExecV1},
-		CheckOrigin:      func(*http.Request) bool { return true }, // only the server reaches this socket, and it has looked
-		Error: func(w http.ResponseWriter, _ *http.Request, status int, reason error) {
-			answer(w, &failure{status, wire.Problem{Type: wire.ErrInvalidRequest, Message: reason.Error()}})
-		},
-	}
-	conn, err := upgrader.Upgrade(w, r, nil)
-	if err != nil {
-		return // it has been answered
+	conn := d.upgrade(w, r, websocket.Upgrader{Subprotocols: []string{wire.ExecV1}})
+	if conn == nil {
+		return
 	}
 	defer conn.Close()
 	d.activity.touch()
 	defer d.activity.touch()
 	s := &socket{d: d, conn: conn, v1: conn.Subprotocol() == wire.ExecV1}
 	s.serve()
+}
+
+// upgrade makes a WebSocket of a request, in the way that the upgrader says. Nil
+// is that it has been answered in another way.
+func (d *daemon) upgrade(w http.ResponseWriter, r *http.Request, upgrader websocket.Upgrader) *websocket.Conn {
+	if !websocket.IsWebSocketUpgrade(r) {
+		w.Header().Set("Upgrade", "websocket")
+		w.Header().Set("Connection", "Upgrade")
+		answer(w, &failure{http.StatusUpgradeRequired, wire.Problem{Type: wire.ErrInvalidRequest, Message: r.URL.Path + " is a WebSocket: ask for an upgrade"}})
+		return nil
+	}
+	upgrader.HandshakeTimeout = d.lim.stall
+	upgrader.CheckOrigin = func(*http.Request) bool { return true } // only the server reaches this socket, and it has looked
+	upgrader.Error = func(w http.ResponseWriter, _ *http.Request, status int, reason error) {
+		answer(w, &failure{status, wire.Problem{Type: wire.ErrInvalidRequest, Message: reason.Error()}})
+	}
+	conn, _ := upgrader.Upgrade(w, r, nil)
+	return conn
 }
 
 func (s *socket) serve() {

@@ -1,6 +1,7 @@
 package event_test
 
 import (
+	"errors"
 	"strings"
 	"testing"
 
@@ -8,6 +9,7 @@ import (
 )
 
 func TestTerminal(t *testing.T) {
+	web := event.Tunnel{Sandbox: "web", RemotePort: 80}
 	for _, test := range []struct {
 		event event.Event
 		want  string
@@ -18,6 +20,10 @@ func TestTerminal(t *testing.T) {
 			`sbx-star: warning: slow secs=3 file="a b.c" none=""` + "\n"},
 		{event.Kept{Kind: "sandbox", Name: "web", Reach: `sandbox.get("web")`, Delete: `sandbox.delete("web")`},
 			`sbx-star: kept: sandbox "web": reach it with sandbox.get("web"), delete it with sandbox.delete("web")` + "\n"},
+		{event.TunnelRefused{Tunnel: web, Err: errors.New("nothing listens")}, "sbx-star: warning: tunnel to port 80 of sandbox \"web\": a connection was closed: nothing listens\n"},
+		{event.TunnelLost{Tunnel: web, Err: errors.New("it was cut")}, "sbx-star: warning: tunnel to port 80 of sandbox \"web\": its connections were reset: it was cut\n"},
+		{event.TunnelFailed{Tunnel: web, Err: errors.New("no answer")}, "sbx-star: warning: tunnel to port 80 of sandbox \"web\": it stays lost: no answer\n"},
+		{event.TunnelReopened{Tunnel: web}, "sbx-star: tunnel to port 80 of sandbox \"web\": open again\n"},
 	} {
 		var out strings.Builder
 		event.Terminal(&out).Emit(test.event)

@@ -29,6 +29,8 @@ const (
 	writeTimeout   = time.Minute     // for a client that does not read; the daemon gives up earlier
 	closeTimeout   = 5 * time.Second // for a client to answer the end
 	maxSockets     = 1024
+	smallBuffer    = 16 << 10 // which grows while it is filled
+	largeBuffer    = 256 << 10
 	socketPause    = "5" // seconds before asking again (protocol.md §16.2)
 )
 
@@ -157,11 +159,13 @@ func (t *tunnel) run() {
 // nothing goes to it any more.
 func (t *tunnel) copyToDaemon() {
 	defer t.daemon.Close()
-	buf := make([]byte, 32<<10)
+	buf := make([]byte, smallBuffer)
 	var from frames
 	closing, broken := false, false
-	for {
-		n, err := t.fromClient.Read(buf)
+	for n := 0; ; {
+		buf = larger(buf, n)
+		var err error
+		n, err = t.fromClient.Read(buf)
 		_, at := from.follow(buf[:n])
 		closing = closing || at >= 0
 		if !broken {
@@ -177,6 +181,14 @@ func (t *tunnel) copyToDaemon() {
 			return
 		}
 	}
+}
+
+// larger returns a buffer for the next read after one of n bytes.
+func larger(buf []byte, n int) []byte {
+	if n < len(buf) || n >= largeBuffer {
+		return buf
+	}
+	return make([]byte, 2*len(buf))
 }
 
 // saidLast notes that the client has answered the end, and reports whether
@@ -209,9 +221,11 @@ func (t *tunnel) end() {
 }
 
 func (t *tunnel) copyToClient() {
-	buf := make([]byte, 32<<10)
-	for {
-		n, err := t.daemon.Read(buf)
+	buf := make([]byte, smallBuffer)
+	for n := 0; ; {
+		buf = larger(buf, n)
+		var err error
+		n, err = t.daemon.Read(buf)
 		t.mu.Lock()
 		whole, closing := t.frames.follow(buf[:n])
 		between := t.frames.between()

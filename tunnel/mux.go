@@ -159,14 +159,15 @@ func (m *mux) open(ctx context.Context, first []byte) (*stream, error) {
 	s := newStream(m, m.nextID)
 	m.nextID += 2
 	m.streams[s.id] = s
-	s.extra = m.shareLocked(0, 0)
-	s.recvWindow += s.extra
+	extra := m.shareLocked(0, 0)
+	s.extra = extra
+	s.recvWindow += extra
 	s.window -= int64(len(first))
 	m.queueing.Lock() // before the next stream gets its number
 	m.mu.Unlock()
 	m.queue = header{kindWindow, flagSYN, s.id, 0}.append(m.queue)
-	if s.extra > 0 { // in a frame of its own: not every peer looks for it in a SYN
-		m.queue = header{kindWindow, 0, s.id, uint32(s.extra)}.append(m.queue)
+	if extra > 0 { // in a frame of its own: not every peer looks for it in a SYN
+		m.queue = header{kindWindow, 0, s.id, uint32(extra)}.append(m.queue)
 	}
 	m.queue = header{kindData, 0, s.id, uint32(len(first))}.append(m.queue)
 	m.queue = append(m.queue, first...)
@@ -468,14 +469,15 @@ func (m *mux) find(h header) (*stream, error) {
 	s = newStream(m, h.stream)
 	s.isAnswered = true
 	m.streams[s.id] = s
-	s.extra = m.shareLocked(0, 0)
-	s.recvWindow += s.extra
+	extra := m.shareLocked(0, 0)
+	s.extra = extra
+	s.recvWindow += extra
 	m.mu.Unlock()
 	if err := m.answer(header{kindWindow, flagACK, s.id, 0}); err != nil {
 		return nil, err
 	}
-	if s.extra > 0 {
-		m.enqueue(header{kindWindow, 0, s.id, uint32(s.extra)})
+	if extra > 0 {
+		m.enqueue(header{kindWindow, 0, s.id, uint32(extra)})
 	}
 	m.o.accept(s)
 	return s, nil

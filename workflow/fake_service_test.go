@@ -1,20 +1,26 @@
 package workflow_test
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
+	"net"
 	"net/http"
 	"path"
 	"slices"
 	"strings"
 
+	"github.com/gorilla/websocket"
+
+	"github.com/sbx-star/sbx-star/tunnel"
 	"github.com/sbx-star/sbx-star/wire"
 )
 
-// This file defines what of the fake server is HTTP into a sandbox: services,
-// links to files, and searches.
+// This file defines what of the fake server reaches into a sandbox: services,
+// links to files, tunnels, and searches.
 
 // serveServices answers for every port with what it was asked; port 81 says
 // what is no JSON.
@@ -43,6 +49,27 @@ func (f *fake) serveServices(handle func(string, http.HandlerFunc), mux *http.Se
 	handle("POST /boxes/{name}/download-url", f.box(func(w http.ResponseWriter, r *http.Request, box *wire.Box) {
 		answer(w, wire.DownloadURL{DownloadURL: f.URL + "/link", Token: "t"})
 	}))
+}
+
+// tunnel leads to nothing but port 80, and port 22 is not allowed.
+func (f *fake) tunnel(w http.ResponseWriter, r *http.Request) {
+	conn, err := new(websocket.Upgrader).Upgrade(w, r, nil)
+	if err != nil {
+		return
+	}
+	f.sockets.Add(1)
+	defer f.sockets.Done()
+	tunnel.Serve(context.Background(), tunnel.WebSocket(conn), func(_ context.Context, port int) (net.Conn, error) {
+		near, far := net.Pipe()
+		far.Close()
+		switch port {
+		case 80:
+			return near, nil
+		case 22:
+			return nil, &tunnel.PortNotAllowedError{Port: port}
+		}
+		return nil, errors.New("nothing listens there")
+	}, tunnel.ServeOptions{})
 }
 
 func (f *fake) serveSearches(mux *http.ServeMux) {

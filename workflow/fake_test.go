@@ -191,6 +191,7 @@ func newFake(t *testing.T) *fake {
 		}
 	})
 	mux.HandleFunc("GET /data/{name}/execute/ws", f.socket)
+	mux.HandleFunc("GET /data/{name}/tunnel", f.tunnel)
 	f.Server = httptest.NewServer(mux)
 	t.Cleanup(func() {
 		f.Server.CloseClientConnections()

@@ -32,7 +32,7 @@ var update = flag.Bool("update", false, "rewrite the golden files in the scripts
 
 func TestMain(m *testing.M) {
 	runChild() // daemons are this binary, run again
-	testscript.Main(m, map[string]func(){"sbx-star": main})
+	testscript.Main(m, map[string]func(){"sbx-star": main, "peer": peer})
 }
 
 func TestScripts(t *testing.T) {
@@ -54,6 +54,7 @@ func setup(env *testscript.Env) error {
 		return err
 	}
 	env.Setenv("ROOT", root)
+	env.Setenv("PEER", program(env.Getenv("PATH"), "peer"))
 	env.Setenv("XDG_STATE_HOME", filepath.Join(env.WorkDir, ".state"))
 	env.Values[serverKey{}] = new(background)
 	env.Defer(func() { // of a script that failed before it deleted what it kept
@@ -162,16 +163,22 @@ func need(ts *testscript.TestScript, args []string, n int, usage string) {
 func command(ts *testscript.TestScript, args []string) *exec.Cmd {
 	path, err := exec.LookPath(args[0])
 	if args[0] == "sbx-star" {
-		path, err = filepath.Join(filepath.Dir(strings.Split(ts.Getenv("PATH"), ":")[0]), "bin", "sbx-star"), nil
+		path, err = program(ts.Getenv("PATH"), "sbx-star"), nil
 	}
 	ts.Check(err)
 	cmd := exec.Command(path, args[1:]...)
 	cmd.Dir = ts.MkAbs(".")
-	for _, name := range []string{"PATH", "HOME", "XDG_STATE_HOME", "SBX_STAR_ENDPOINT", "SBX_STAR_API_KEY"} {
+	for _, name := range []string{"PATH", "HOME", "XDG_STATE_HOME", "PEER", "SBX_STAR_ENDPOINT", "SBX_STAR_API_KEY"} {
 		cmd.Env = append(cmd.Env, name+"="+ts.Getenv(name))
 	}
 	cmd.Stdout, cmd.Stderr = new(bytes.Buffer), new(bytes.Buffer)
 	return cmd
+}
+
+// program is a program that TestMain names, by the PATH of a script.
+func program(path, name string) string {
+	bin, _, _ := strings.Cut(path, ":")
+	return filepath.Join(bin, name)
 }
 
 // wait waits for a command, hands its output to the script, and checks its status.

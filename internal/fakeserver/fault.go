@@ -73,7 +73,8 @@ var (
 //	garbage-json         answers 200 with half a JSON object
 //	cut after=100B       cuts the connection after so many bytes of a body
 //
-// and on the WebSocket of commands, unless a path is given:
+// and on the WebSocket of commands, unless a path is given, such as /tunnel, whose
+// messages are not logged:
 //
 //	cut-ws after=17B     cuts the connection after so many bytes to the client
 //	close=1001 after=2   closes with this code after so many messages

@@ -61,7 +61,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w = &cutter{w, f.after}
 	}
 	if isUpgrade(r) {
-		w = &upgrade{w, s, faults}
+		w = &upgrade{w, s, faults, tail(r.URL.Path) == "/tunnel"}
 	}
 	if f := faults["frames"]; f != nil {
 		s.play(w, r, f.script)
@@ -153,6 +153,7 @@ type upgrade struct {
 	http.ResponseWriter
 	s      *Server
 	faults map[string]*fault
+	opaque bool
 }
 
 func (u *upgrade) Unwrap() http.ResponseWriter { return u.ResponseWriter }
@@ -168,6 +169,6 @@ func (u *upgrade) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	if u.s.ctx.Err() != nil { // Close may have looked before
 		conn.Close()
 	}
-	c := &socket{Conn: conn, fromClient: buffered.Reader, s: u.s, faults: u.faults}
+	c := &socket{Conn: conn, fromClient: buffered.Reader, s: u.s, faults: u.faults, opaque: u.opaque}
 	return c, bufio.NewReadWriter(bufio.NewReader(c), bufio.NewWriter(c)), nil
 }

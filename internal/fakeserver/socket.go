@@ -31,6 +31,7 @@ type socket struct {
 	fromClient *bufio.Reader
 	s          *Server
 	faults     map[string]*fault
+	opaque     bool // a tunnel's: when it is pinged, and in what pieces, is chance
 
 	heard    []byte // from the client, up to the end of a frame
 	message  []byte // of the client, up to its last frame
@@ -53,6 +54,9 @@ func (c *socket) CloseWrite() error { return c.Conn.(*net.TCPConn).CloseWrite() 
 
 func (c *socket) Read(p []byte) (int, error) {
 	n, err := c.fromClient.Read(p)
+	if c.opaque {
+		return n, err
+	}
 	c.heard = append(c.heard, p[:n]...)
 	for {
 		f, size := parseFrame(c.heard)
