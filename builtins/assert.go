@@ -1,7 +1,11 @@
 package builtins
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"strings"
 
 	"go.starlark.net/starlark"
@@ -25,6 +29,7 @@ func newExpect() *namespace {
 		"matches":  builtin("expect.matches", expectMatches),
 		"fails":    builtin("expect.fails", expectFails),
 		"success":  builtin("expect.success", expectSuccess),
+		"golden":   builtin("expect.golden", expectGolden),
 	}}
 }
 
@@ -173,4 +178,29 @@ func withArticle(noun string) string {
 		return "an " + noun
 	}
 	return "a " + noun
+}
+
+func expectGolden(c *invocation) (starlark.Value, error) {
+	var got data
+	var file hostPath
+	var message optional[string]
+	if err := c.unpack(&got, &file, &message); err != nil {
+		return nil, err
+	}
+	want, err := os.ReadFile(string(file))
+	missing := errors.Is(err, fs.ErrNotExist)
+	switch {
+	case err == nil && string(want) == string(got):
+		return starlark.None, nil
+	case err != nil && !missing:
+		return nil, err
+	case c.Run.options.UpdateGolden:
+		if err := os.MkdirAll(filepath.Dir(string(file)), 0o777); err != nil {
+			return nil, err
+		}
+		return starlark.None, os.WriteFile(string(file), got, 0o666)
+	case missing:
+		return nil, unmet(message, "there is no golden file %s; sbx-star test --update writes it", string(file))
+	}
+	return nil, unmet(message, "%s\nif that is right, sbx-star test --update makes it what is wanted", difference(starlark.String(got), starlark.String(want)))
 }

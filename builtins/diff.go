@@ -77,6 +77,10 @@ func pretty(v starlark.Value) []string {
 }
 
 // prettyAt appends v between prefix and suffix.
+// Pretty is a value as repr would show it, over several lines if it is long and
+// has parts.
+func Pretty(v starlark.Value) string { return strings.Join(prettyAt(nil, "", "", v, "", 0), "\n") }
+
 func prettyAt(lines []string, indent, prefix string, v starlark.Value, suffix string, depth int) []string {
 	text := v.String()
 	begin, end := "[", "]"

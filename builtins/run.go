@@ -37,6 +37,8 @@ type Options struct {
 	Env    func(name string) (value string, ok bool)
 	Now    func() time.Time // what time.now() tells; nil is the system's clock
 	Abort  <-chan struct{}  // once closed, nothing more is released
+
+	UpdateGolden bool // expect.golden writes what it is given
 }
 
 // Run is what all tasks of one workflow share.

@@ -314,31 +314,4 @@ func completePath(text string) (names []string) {
 
 // Show is a value as repr would show it, over several lines if it is long and
 // has parts, and without the secrets that the session knows.
-func (s *Session) Show(v starlark.Value) string { return s.run.Mask(show(v)) }
-
-func show(v starlark.Value) string {
-	text := v.String()
-	if len(text) <= 100 {
-		return text
-	}
-	var open, end string
-	var parts []string
-	switch v := v.(type) {
-	case *starlark.Dict:
-		open, end = "{", "}"
-		for _, item := range v.Items() {
-			parts = append(parts, item[0].String()+": "+show(item[1]))
-		}
-	case *starlark.List, *starlark.Set, starlark.Tuple:
-		open, end = text[:1], text[len(text)-1:]
-		if _, ok := v.(*starlark.Set); ok {
-			open, end = "set([", "])"
-		}
-		for element := range starlark.Elements(v.(starlark.Iterable)) {
-			parts = append(parts, show(element))
-		}
-	default:
-		return text
-	}
-	return open + "\n    " + strings.ReplaceAll(strings.Join(parts, ",\n"), "\n", "\n    ") + ",\n" + end
-}
+func (s *Session) Show(v starlark.Value) string { return s.run.Mask(builtins.Pretty(v)) }

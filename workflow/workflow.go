@@ -36,6 +36,8 @@ type Options struct {
 	Env    func(name string) (value string, ok bool)
 	Now    func() time.Time // nil is the system's clock
 
+	UpdateGolden bool // expect.golden writes its files
+
 	Keep  bool            // leave what the outermost scope holds
 	Abort <-chan struct{} // once it is closed, nothing more is released
 }
@@ -52,6 +54,7 @@ func Run(ctx context.Context, o Options) error {
 	}
 	run := builtins.NewRun(builtins.Options{
 		Connect: o.Connect, Stdout: o.Stdout, Events: o.Events, Env: o.Env, Now: o.Now, Abort: o.Abort,
+		UpdateGolden: o.UpdateGolden,
 	})
 	task := builtins.NewTask(ctx, run)
 	l := newLoader(task)

@@ -40,6 +40,7 @@ func test(args []string, stdout, stderr io.Writer) error {
 	verbose := flags.BoolP("verbose", "v", false, "show the output of tests that pass, too")
 	asJSON := flags.Bool("json", false, "print what happens as lines of JSON")
 	junit := flags.String("junit", "", "write the results to `FILE` in the form of JUnit")
+	update := flags.Bool("update", false, "write the files that expect.golden compares with")
 	var timeout deadline
 	flags.Var(&timeout, "timeout", "end a test after `DURATION` (90, 90s, 5m)")
 	if err := parse(flags, args, testUsage, stdout); err != nil {
@@ -75,7 +76,7 @@ func test(args []string, stdout, stderr io.Writer) error {
 	start := time.Now()
 	passed, failed := workflow.RunTests(ctx, workflow.TestOptions{
 		Files: files, Match: names, Parallel: *parallel, FailFast: *failFast, Timeout: time.Duration(timeout),
-		Run:   workflow.Options{Connect: connect, Env: os.LookupEnv, Abort: again},
+		Run:   workflow.Options{Connect: connect, Env: os.LookupEnv, Abort: again, UpdateGolden: *update},
 		Begin: show.begin,
 		Report: func(r workflow.TestResult) {
 			results = append(results, r)
