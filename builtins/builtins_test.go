@@ -60,6 +60,7 @@ func valuesByType() map[string]starlark.HasAttrs {
 		"Host_path":    hostPath("/x"),
 		"Error":        newErrorValue(context.Canceled),
 		"client":       &connection{},
+		"Task":         &task{ended: make(chan struct{})},
 	}
 }
 

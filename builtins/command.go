@@ -91,7 +91,7 @@ func (v *command) drain(c *invocation, a *runArgs) (starlark.Value, error) {
 	for {
 		chunk, err := v.next(c.Ctx)
 		if err == io.EOF {
-			return v.result(c.Ctx)
+			return v.result(c.Ctx, c.strand)
 		}
 		if err != nil {
 			return nil, err
@@ -152,11 +152,10 @@ func output(s string, text bool) starlark.Value {
 	return starlark.Bytes(s)
 }
 
-// command is a handle on a command. It belongs to the task that made it; the
-// scope it was made in detaches it, if it has not come to its end before.
+// command is a handle on a command. Any task may use it, and one at a time reads
+// it; the scope it was made in detaches it, if it has not come to its end before.
 type command struct {
 	run         *Run
-	strand      *strand
 	cmd         *client.Command
 	line        string // what runs, for messages
 	text, check bool
@@ -165,6 +164,7 @@ type command struct {
 	feeding chan struct{} // closed when all of stdin was sent, or will not be; nil without stdin
 	fed     error         // why it was not; set before feeding is closed
 
+	reading turn              // for what follows, and for what reads in cmd
 	partial map[string]string // of each stream the line that has not ended yet
 	lines   []lineFields      // that have ended and not been handed out
 }
@@ -175,8 +175,8 @@ var (
 )
 
 func newCommand(c *invocation, cmd *client.Command, line string, text, check bool) *command {
-	v := &command{run: c.Run, strand: c.strand, cmd: cmd, line: c.Run.Mask(line), text: text, check: check, partial: map[string]string{}}
-	v.release = c.push(&entry{kind: "command", quiet: true, release: func(context.Context) error {
+	v := &command{run: c.Run, cmd: cmd, line: c.Run.Mask(line), text: text, check: check, partial: map[string]string{}}
+	v.release = c.push(&entry{kind: "command", quiet: true, early: true, release: func(context.Context) error {
 		v.detach()
 		return nil
 	}})
@@ -188,7 +188,7 @@ func (v *command) Freeze()                               {}
 func (v *command) Truth() starlark.Bool                  { return true }
 func (v *command) Hash() (uint32, error)                 { return unhashable(v) }
 func (v *command) String() string                        { return fmt.Sprintf("command(%q, %q)", v.cmd.ID(), shorten(v.line)) }
-func (v *command) Iterate() starlark.Iterator            { return &chunks{v} }
+func (v *command) Iterate() starlark.Iterator            { return &chunks{v.newReader()} }
 func (v *command) AttrNames() []string                   { return commandAttributes.names(nil) }
 func (v *command) Attr(n string) (starlark.Value, error) { return commandAttributes.attr(v, nil, n) }
 
@@ -209,7 +209,7 @@ var commandAttributes = attributes[*command]{
 			_, stderr := v.cmd.Offsets()
 			return starlark.MakeInt64(stderr), nil
 		},
-		"result": func(v *command) (starlark.Value, error) { return v.result(v.strand.task.Ctx) },
+		"result": func(v *command) (starlark.Value, error) { s := v.run.here(); return v.result(s.task.Ctx, s) },
 	},
 	methods: map[string]*starlark.Builtin{
 		"lines":       builtin("Command.lines", commandLines),
@@ -275,8 +275,12 @@ func (v *command) next(ctx context.Context) (client.Chunk, error) {
 	return chunk, err
 }
 
-// result reads on to the end.
-func (v *command) result(ctx context.Context) (starlark.Value, error) {
+// result reads on to the end. While another task reads, it waits.
+func (v *command) result(ctx context.Context, s *strand) (starlark.Value, error) {
+	if err := v.reading.take(ctx, s); err != nil {
+		return nil, err
+	}
+	defer v.reading.release()
 	for {
 		if _, err := v.next(ctx); err == io.EOF {
 			break
@@ -295,27 +299,56 @@ func (v *command) result(ctx context.Context) (starlark.Value, error) {
 	return v.run.finish(result, v.line, v.text, v.check)
 }
 
+// A reader is a loop over a command's output, which has its turn from the first
+// step on.
+type reader struct {
+	v      *command
+	strand *strand
+	begun  bool
+}
+
+func (v *command) newReader() reader { return reader{v: v, strand: v.run.here()} }
+
+// begin reports false if the loop has failed.
+func (r *reader) begin() bool {
+	if r.begun {
+		return true
+	}
+	if err := r.v.reading.take(r.strand.task.Ctx, r.strand); err != nil {
+		r.strand.fail(err)
+		return false
+	}
+	r.begun = true
+	return true
+}
+
+func (r *reader) Done() {
+	if r.begun {
+		r.v.reading.release()
+	}
+}
+
+// next is the next chunk: none is the end, or a failure that the strand knows.
+func (r *reader) next() (client.Chunk, bool) {
+	chunk, err := r.v.next(r.strand.task.Ctx)
+	if err != nil && err != io.EOF {
+		r.strand.fail(err)
+	}
+	return chunk, err == nil
+}
+
 // chunks iterates over a command's output.
-type chunks struct{ v *command }
+type chunks struct{ reader }
 
 func (it *chunks) Next(p *starlark.Value) bool {
-	chunk, ok := it.v.nextOrFail()
+	if !it.begin() {
+		return false
+	}
+	chunk, ok := it.next()
 	if ok {
 		*p = &record{"chunk", chunkFields{chunk.Stream, output(chunk.Data, it.v.text), chunk.Offset}}
 	}
 	return ok
-}
-
-func (*chunks) Done() {}
-
-// nextOrFail is next for iterators: no chunk is the end, or a failure that the
-// strand knows.
-func (v *command) nextOrFail() (client.Chunk, bool) {
-	chunk, err := v.next(v.strand.task.Ctx)
-	if err != nil && err != io.EOF {
-		v.strand.fail(err)
-	}
-	return chunk, err == nil
 }
 
 func commandLines(c *invocation) (starlark.Value, error) {
@@ -342,10 +375,18 @@ func (l *lines) String() string             { return fmt.Sprintf("lines(%s)", l.
 func (l *lines) Freeze()                    {}
 func (l *lines) Truth() starlark.Bool       { return true }
 func (l *lines) Hash() (uint32, error)      { return unhashable(l) }
-func (l *lines) Iterate() starlark.Iterator { return l }
-func (l *lines) Done()                      {}
+func (l *lines) Iterate() starlark.Iterator { return &lineReader{l.v.newReader(), l.stream} }
 
-func (l *lines) Next(p *starlark.Value) bool {
+// lineReader iterates over lines.
+type lineReader struct {
+	reader
+	stream string
+}
+
+func (l *lineReader) Next(p *starlark.Value) bool {
+	if !l.begin() {
+		return false
+	}
 	v := l.v
 	for {
 		for len(v.lines) > 0 {
@@ -356,10 +397,10 @@ func (l *lines) Next(p *starlark.Value) bool {
 				return true
 			}
 		}
-		chunk, ok := v.nextOrFail()
+		chunk, ok := l.next()
 		if ok {
 			v.split(chunk)
-		} else if v.strand.failure != nil || v.strand.task.cancelled() != nil || !v.flush() {
+		} else if l.strand.failure != nil || l.strand.task.cancelled() != nil || !v.flush() {
 			return false
 		}
 	}
@@ -402,7 +443,7 @@ func commandWait(c *invocation) (starlark.Value, error) {
 	var result starlark.Value
 	limit := timeout.or(0)
 	err := c.within(limit, func(ctx context.Context) (err error) {
-		result, err = v.result(ctx)
+		result, err = v.result(ctx, c.strand)
 		return err
 	}, func() error {
 		return &CommandError{v.line, &client.Error{Kind: client.ErrCommandTimeout, Operation: "command", Timeout: time.Duration(limit),

@@ -14,8 +14,8 @@ import (
 
 // connection is a way to a server.
 type connection struct {
-	strand *strand
-	conn   *client.Client // nil is the run's own, which connects when it is asked for something
+	run  *Run
+	conn *client.Client // nil is the run's own, which connects when it is asked for something
 }
 
 // defaultConnection is the run's own; called, it makes another.
@@ -100,15 +100,15 @@ var newConnection = builtin("client", func(c *invocation) (starlark.Value, error
 		cl.Close()
 		return nil
 	}})
-	return &connection{c.strand, cl}, nil
+	return &connection{c.Run, cl}, nil
 })
 
 // use connects, unless that has happened.
 func (c *connection) use() (*client.Client, error) {
 	if c.conn != nil {
-		return c.conn, c.strand.task.mayAct()
+		return c.conn, c.run.here().task.mayAct()
 	}
-	return c.strand.task.client()
+	return c.run.here().task.client()
 }
 
 var connectionAttributes = attributes[*connection]{fields: map[string]func(*connection) (starlark.Value, error){
@@ -124,7 +124,7 @@ var connectionAttributes = attributes[*connection]{fields: map[string]func(*conn
 		if err != nil {
 			return nil, err
 		}
-		info, err := c.strand.task.Run.serverInfo(c.strand.task.Ctx, cl)
+		info, err := c.run.serverInfo(c.run.here().task.Ctx, cl)
 		if err != nil || info == nil || info.Runtime == "" {
 			return starlark.None, err
 		}
@@ -135,7 +135,7 @@ var connectionAttributes = attributes[*connection]{fields: map[string]func(*conn
 		if err != nil {
 			return nil, err
 		}
-		spoken, err := c.strand.task.Run.generations(c.strand.task.Ctx, cl)
+		spoken, err := c.run.generations(c.run.here().task.Ctx, cl)
 		if err != nil || len(spoken) == 0 {
 			return starlark.None, err
 		}

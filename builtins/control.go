@@ -3,15 +3,19 @@ package builtins
 import (
 	"context"
 	"errors"
+	"fmt"
+	"slices"
 	"strings"
 	"time"
 
 	"go.starlark.net/starlark"
 	"go.starlark.net/starlarkstruct"
+
+	"github.com/sbx-star/sbx-star/event"
 )
 
 // This file defines what stands in place of with, try and raise: using, defer,
-// attempt, fail, exit; and sleep.
+// attempt, retry, fail, exit; and sleep.
 
 // A scoped value is one that a scope may release.
 type scoped interface {
@@ -32,7 +36,7 @@ func using(c *invocation) (starlark.Value, error) {
 	if !ok {
 		return nil, c.argumentError("parameter value: got %s, want something that is released, such as a sandbox", value.Type())
 	}
-	outer, inner := c.Task.scope, &Scope{run: c.Run}
+	outer, inner := c.Task.scope, newScope(c.Ctx, c.Run)
 	if !c.Run.move(resource.held(), inner) {
 		return nil, c.argumentError("parameter value: %s is not released by any scope, because it was kept, looked up or deleted", value)
 	}
@@ -43,11 +47,15 @@ func using(c *invocation) (starlark.Value, error) {
 		inner.moveAll(outer) // there is something after a panic only
 	}()
 	result, err := call(t, fn, starlark.Tuple{value}, nil)
+	err = t.Join(err)
 	released := t.Release(false)
-	if released == nil {
-		return result, err
+	if released != nil {
+		err = errors.Join(err, released)
 	}
-	return nil, errors.Join(err, released)
+	if err != nil {
+		return nil, err
+	}
+	return result, nil
 }
 
 func deferCall(c *invocation) (starlark.Value, error) {
@@ -64,7 +72,7 @@ func deferCall(c *invocation) (starlark.Value, error) {
 	what := "deferred " + fn.Name()
 	t.push(&entry{kind: what, release: func(ctx context.Context) error {
 		sub := *t
-		sub.Ctx, sub.scope, sub.releasing = ctx, scope, true
+		sub.Ctx, sub.scope, sub.releasing, sub.name = ctx, scope, true, what
 		return t.exec(&sub, Thread{Name: what}, func(thread *starlark.Thread) error {
 			_, err := starlark.Call(thread, fn, args, kwargs)
 			return err
@@ -92,6 +100,39 @@ func attempt(c *invocation) (starlark.Value, error) {
 		"ok": starlark.Bool(err == nil), "value": value, "error": caught,
 	}), nil
 }
+
+func retry(c *invocation) (starlark.Value, error) {
+	var fn starlark.Callable
+	var attempts int
+	var backoff seconds
+	var on optional[errorTypes]
+	if err := c.unpack(&fn, &attempts, &backoff, &on); err != nil {
+		return nil, err
+	}
+	if attempts < 1 {
+		return nil, c.argumentError("parameter attempts: got %d, want 1 or more", attempts)
+	}
+	wait := time.Duration(backoff)
+	for n := 1; ; n++ {
+		value, err := call(c.Task, fn, nil, nil)
+		if err == nil {
+			return value, nil
+		}
+		caught := newErrorValue(err)
+		if n == attempts || c.uncatchable(err) || on.ptr != nil && !slices.ContainsFunc(*on.ptr, func(t *errorType) bool { return t.is(caught.err) }) {
+			return nil, err
+		}
+		c.Run.options.Events.Emit(event.Warning{Text: fmt.Sprintf("%s failed, attempt %d of %d; again in %v: %s: %s",
+			fn.Name(), n, attempts, wait, caught.typeName(), shorten(caught.err.Error()))})
+		if err := c.pause(wait); err != nil {
+			return nil, err
+		}
+		wait = min(2*wait, maxBackoff)
+	}
+}
+
+// maxBackoff is the longest that retry waits between two attempts.
+const maxBackoff = 5 * time.Minute
 
 func fail(c *invocation) (starlark.Value, error) {
 	var args starlark.Tuple
@@ -138,13 +179,18 @@ func sleep(c *invocation) (starlark.Value, error) {
 	if err := c.unpack(&d); err != nil {
 		return nil, err
 	}
-	timer := time.NewTimer(time.Duration(d))
+	return starlark.None, c.pause(time.Duration(d))
+}
+
+// pause waits, unless the task is cancelled.
+func (t *Task) pause(d time.Duration) error {
+	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
 	case <-timer.C:
-		return starlark.None, nil
-	case <-c.Ctx.Done():
-		return nil, c.cancelled()
+		return nil
+	case <-t.Ctx.Done():
+		return t.cancelled()
 	}
 }
 

@@ -115,6 +115,25 @@ var ownErrors = []*errorType{
 	{"CancelledError", func(err error) bool { return errors.Is(err, context.Canceled) }},
 }
 
+// errorTypes are the types of errors in a list.
+type errorTypes []*errorType
+
+func (e *errorTypes) Unpack(v starlark.Value) error {
+	list, ok := v.(starlark.Sequence)
+	if !ok {
+		return fmt.Errorf("got %s, want a list of types, as in [errors.ResourceTimeoutError]", v.Type())
+	}
+	*e = nil
+	for element := range starlark.Elements(list) {
+		typ, ok := element.(*errorType)
+		if !ok {
+			return fmt.Errorf("got %s in the list, want a type, as in errors.ResourceTimeoutError", element.Type())
+		}
+		*e = append(*e, typ)
+	}
+	return nil
+}
+
 func as[E error](err error) bool {
 	var e E
 	return errors.As(err, &e)
@@ -213,6 +232,9 @@ func (e *errorValue) special() (names []string) {
 	if as[*CommandFailedError](e.err) {
 		names = append(names, "command", "result")
 	}
+	if as[*TaskError](e.caught) {
+		names = append(names, "index")
+	}
 	if as[*ExpectError](e.err) {
 		names = append(names, "command", "pattern", "output")
 	}
@@ -232,6 +254,13 @@ func (e *errorValue) Attr(name string) (starlark.Value, error) {
 	}
 	if !slices.Contains(e.special(), name) {
 		return nil, noAttr(e.typeName(), name, e.AttrNames())
+	}
+	if name == "index" {
+		var task *TaskError
+		if errors.As(e.caught, &task) && task.Index >= 0 {
+			return starlark.MakeInt(task.Index), nil
+		}
+		return starlark.None, nil
 	}
 	var failed *CommandFailedError
 	if errors.As(e.err, &failed) {
@@ -308,7 +337,8 @@ func (t Trace) String() string {
 }
 
 // Reports takes an error apart: one report for each of several errors that were
-// joined, in their order.
+// joined, in their order. That something was cancelled is left out where it was
+// because of what else is reported.
 func Reports(err error) []Report {
 	var reports []Report
 	var walk func(err error, heading string, traces []Trace) // heading: what runs where err was met
@@ -329,6 +359,9 @@ func Reports(err error) []Report {
 		case *ContextError:
 			walk(e.Err, e.What, traces)
 			return
+		case *TaskError:
+			walk(e.Err, e.Task, traces)
+			return
 		case *InternalError:
 			traces = addTrace(traces, heading, e.Stack)
 		case interface{ Unwrap() []error }:
@@ -346,6 +379,19 @@ func Reports(err error) []Report {
 		reports = append(reports, Report{traces, err})
 	}
 	walk(err, "", nil)
+	var others []Report
+	var pending []Trace // of the last one that was left out: the way to the next
+	for _, r := range reports {
+		if as[*CancelledError](r.Err) {
+			pending = r.Traces
+			continue
+		}
+		r.Traces = append(slices.Clone(pending), r.Traces...)
+		others, pending = append(others, r), nil
+	}
+	if others != nil {
+		return others
+	}
 	return reports
 }
 

@@ -48,6 +48,10 @@ func commandExpect(c *invocation) (starlark.Value, error) {
 		return nil, err
 	}
 	v := c.self.(*command)
+	if err := v.reading.take(c.Ctx, c.strand); err != nil {
+		return nil, err
+	}
+	defer v.reading.release()
 	v.unsplit()
 	defer v.resplit()
 	unmatched := func(why string) error {

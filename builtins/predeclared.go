@@ -28,6 +28,9 @@ func Predeclared(t *Task) (module, entry starlark.StringDict) {
 		"using":       builtin("using", using),
 		"defer":       builtin("defer", deferCall),
 		"attempt":     builtin("attempt", attempt),
+		"retry":       builtin("retry", retry),
+		"parallel":    builtin("parallel", parallel),
+		"spawn":       builtin("spawn", spawn),
 		"fail":        builtin("fail", fail),
 		"errors":      newErrors(),
 		"exit":        builtin("exit", exit),
@@ -44,7 +47,7 @@ func Predeclared(t *Task) (module, entry starlark.StringDict) {
 		"json":        json.Module,
 		"math":        math.Module,
 		"time":        time.Module,
-		"client":      &defaultConnection{connection{strand: t.strand}},
+		"client":      &defaultConnection{connection{run: t.Run}},
 	}
 	maps.Copy(module, newConfigs())
 	entry = maps.Clone(module)

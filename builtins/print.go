@@ -1,8 +1,8 @@
 package builtins
 
 import (
+	"bytes"
 	"fmt"
-	"io"
 
 	"go.starlark.net/starlark"
 
@@ -17,12 +17,48 @@ func print(c *invocation) (starlark.Value, error) {
 	if err := c.unpack(&sep, &end, &args); err != nil {
 		return nil, err
 	}
-	c.Run.out.Lock()
-	defer c.Run.out.Unlock()
-	if _, err := io.WriteString(c.Run.options.Stdout, joinText(args, sep)+end); err != nil {
-		return nil, fmt.Errorf("cannot write to stdout: %w", err)
+	return starlark.None, c.strand.print(joinText(args, sep) + end)
+}
+
+// maxHeld is how long a line may be that a task holds back.
+const maxHeld = 64 << 10
+
+// print writes text to stdout. A task holds back the line that has not ended
+// yet, so that others cannot print within it.
+func (s *strand) print(text string) error {
+	if !s.inTask {
+		return s.run.write([]byte(text))
 	}
-	return starlark.None, nil
+	s.printed = append(s.printed, text...)
+	whole := bytes.LastIndexByte(s.printed, '\n') + 1
+	if len(s.printed)-whole > maxHeld {
+		whole = len(s.printed)
+	}
+	if whole == 0 {
+		return nil
+	}
+	err := s.run.write(s.printed[:whole])
+	s.printed = append(s.printed[:0], s.printed[whole:]...)
+	return err
+}
+
+// flush writes what the strand holds back, as a line.
+func (s *strand) flush() error {
+	if len(s.printed) == 0 {
+		return nil
+	}
+	err := s.run.write(append(s.printed, '\n'))
+	s.printed = s.printed[:0]
+	return err
+}
+
+func (r *Run) write(text []byte) error {
+	r.out.Lock()
+	defer r.out.Unlock()
+	if _, err := r.options.Stdout.Write(text); err != nil {
+		return fmt.Errorf("cannot write to stdout: %w", err)
+	}
+	return nil
 }
 
 func newLog() *namespace {

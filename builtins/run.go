@@ -14,6 +14,7 @@ import (
 	"io"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	startime "go.starlark.net/lib/time"
@@ -38,15 +39,20 @@ type Options struct {
 	Now    func() time.Time // what time.now() tells; nil is the system's clock
 	Abort  <-chan struct{}  // once closed, nothing more is released
 
-	UpdateGolden bool // expect.golden writes what it is given
+	UpdateGolden bool                    // expect.golden writes what it is given
+	MaxSteps     uint64                  // what all threads may execute altogether, deferred functions aside; 0 is no limit
+	Stop         context.CancelCauseFunc // cancels the context that the first task was given; needed with MaxSteps
 }
 
 // Run is what all tasks of one workflow share.
 type Run struct {
 	options Options
 	mask    Mask
-	out     sync.Mutex    // held for one call of print
+	out     sync.Mutex    // held for one write of print
 	stdout  *maskedWriter // Options.Stdout
+	steps   atomic.Uint64
+	slots   chan struct{} // one token for each item of parallel that runs
+	strands sync.Map      // of goroutines that run threads: uint64 → *strand
 
 	connecting sync.Mutex
 	client     *client.Client
@@ -54,14 +60,16 @@ type Run struct {
 	asking sync.Mutex
 	infos  map[*client.Client]*wire.Info // nil if the server has none
 
-	mu     sync.Mutex // guards what follows, and every scope
-	warned map[string]bool
-	left   []Leftover
+	mu         sync.Mutex // guards what follows, and every scope
+	warned     map[string]bool
+	left       []Leftover
+	reassigned map[string]variable // by where it is first bound
 }
 
 // NewRun returns a run that has not connected yet.
 func NewRun(o Options) *Run {
-	r := &Run{options: o, infos: map[*client.Client]*wire.Info{}, warned: map[string]bool{}}
+	r := &Run{options: o, slots: make(chan struct{}, maxParallel),
+		infos: map[*client.Client]*wire.Info{}, warned: map[string]bool{}, reassigned: map[string]variable{}}
 	r.stdout = &maskedWriter{mask: &r.mask, to: o.Stdout}
 	r.options.Stdout, r.options.Events = r.stdout, r.mask.sink(o.Events)
 	return r
@@ -137,25 +145,21 @@ type Task struct {
 	Run *Run
 	Ctx context.Context
 
+	name      string // of its thread, such as "main > parallel[3]"
 	scope     *Scope
 	releasing bool   // runs a deferred function
 	declaring string // what may define but not act while it runs, such as "a module"; or ""
+	freeze    func() // of Thread
 	thread    *starlark.Thread
 	strand    *strand
+	waiting   *Task              // the one that waits for it in parallel; or nil
+	depth     int                // of tasks started by tasks
 	unwinding starlark.CallStack // where a builtin panicked
-}
-
-// strand is what the threads of one goroutine share. Starlark does not tell an
-// iterator which thread it runs on; a value that blocks in one remembers the
-// strand of its task instead.
-type strand struct {
-	task    *Task // the one whose thread runs now
-	failure *StreamError
 }
 
 // NewTask returns the first task of a run, with an empty scope.
 func NewTask(ctx context.Context, run *Run) *Task {
-	return &Task{Run: run, Ctx: ctx, scope: &Scope{run: run}, strand: &strand{}}
+	return &Task{Run: run, Ctx: ctx, scope: newScope(ctx, run), strand: &strand{run: run}}
 }
 
 // Within returns a task that is t but for its context: what it acquires is t's
@@ -171,13 +175,19 @@ type Thread struct {
 	Name      string
 	Load      func(thread *starlark.Thread, module string) (starlark.StringDict, error)
 	Declaring string // what runs on it may define but not act: what that is, such as "a module"
+
+	// Freeze freezes every variable that code on the thread can reach by name,
+	// for parallel and spawn at the top level. Without it they are refused
+	// there. A session that goes on afterwards must run each statement with a
+	// copy of its names, because tasks go on reading those that they were given.
+	Freeze func()
 }
 
 // Exec calls body with a new thread of the task, and returns its error: a
 // failed stream as the typed error that it is, a panic as an *InternalError.
 func (t *Task) Exec(o Thread, body func(*starlark.Thread) error) error {
 	sub := *t
-	sub.declaring = o.Declaring
+	sub.name, sub.declaring, sub.freeze = o.Name, o.Declaring, o.Freeze
 	return t.exec(&sub, o, body)
 }
 
@@ -189,6 +199,10 @@ func (t *Task) exec(sub *Task, o Thread, body func(*starlark.Thread) error) (err
 		startime.SetNow(thread, func() (time.Time, error) { return now(), nil })
 	}
 	sub.thread = thread
+	if t.Run.options.MaxSteps > 0 && !sub.releasing {
+		defer t.Run.ration(thread)()
+	}
+	defer t.strand.enter()()
 	outer := t.strand.task
 	t.strand.task = sub
 	defer func() { t.strand.task = outer }()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/sbx-star/sbx-star/event"
@@ -27,10 +28,18 @@ type Leftover struct {
 // Delete is what a workflow has to say to delete it.
 func (l Leftover) Delete() string { return fmt.Sprintf("%s.delete(%q)", l.Kind, l.Name) }
 
-// Scope is a stack of releases. The run's mutex guards it.
+// Scope is a stack of releases, and the tasks that were spawned in it. The
+// run's mutex guards it.
 type Scope struct {
 	run     *Run
+	ctx     context.Context // of its tasks
 	entries []*entry
+	tasks   []*task       // in the order in which they were started
+	ended   chan struct{} // holds something if one of them has ended
+}
+
+func newScope(ctx context.Context, run *Run) *Scope {
+	return &Scope{run: run, ctx: ctx, ended: make(chan struct{}, 1)}
 }
 
 // entry undoes one thing.
@@ -39,6 +48,7 @@ type entry struct {
 	kind    string        // "sandbox", "template", "deferred cleanup"
 	name    func() string // of a resource, as it is called now; nil for others
 	quiet   bool          // a connection: closed in any case, also with --keep
+	early   bool          // a handle on something: may be released before what came later
 	release func(context.Context) error
 }
 
@@ -93,15 +103,25 @@ func (s *Scope) moveAll(to *Scope) {
 	s.entries = nil
 }
 
-func (s *Scope) pop() *entry {
+// pop takes what is to be released next: one entry, or the sandboxes that
+// nothing came between, which do not depend on each other. Handles that came
+// between are taken with them, to be released first.
+func (s *Scope) pop() (handles, together []*entry) {
 	s.run.mu.Lock()
 	defer s.run.mu.Unlock()
-	if len(s.entries) == 0 {
-		return nil
+	for len(s.entries) > 0 {
+		e := s.entries[len(s.entries)-1]
+		switch {
+		case e.early:
+			handles = append(handles, e)
+		case len(together) == 0, e.kind == "sandbox" && together[0].kind == "sandbox" && len(together) < releaseLimit:
+			together = append(together, e)
+		default:
+			return handles, together
+		}
+		s.remove(e)
 	}
-	e := s.entries[len(s.entries)-1]
-	s.remove(e)
-	return e
+	return handles, together
 }
 
 // Held describes the resources that the task's scope will release, in the order
@@ -120,8 +140,11 @@ func (t *Task) Held() (all []string) {
 	return all
 }
 
+// releaseLimit is how many sandboxes are released at the same time.
+const releaseLimit = 8
+
 // Release releases the task's scope, last in first out, what is pushed
-// meanwhile included. It goes on after failures: resources that are left are
+// meanwhile included; sandboxes in a row are released together. It goes on after failures: resources that are left are
 // listed by Run.Left, and the errors of deferred functions are returned, joined.
 // It takes 60 seconds at most, outlives the cancellation of the task, and stops
 // trying once Options.Abort is closed.
@@ -131,35 +154,56 @@ func (t *Task) Held() (all []string) {
 func (t *Task) Release(keep bool) error {
 	ctx, stop := t.releaseContext()
 	defer stop()
-	r, s := t.Run, t.scope
+	r := t.Run
 	var errs []error
-	for e := s.pop(); e != nil; e = s.pop() {
-		if keep && !e.quiet {
-			if e.name != nil {
+	for handles, together := t.scope.pop(); len(handles)+len(together) > 0; handles, together = t.scope.pop() {
+		for _, e := range handles {
+			e.undo(ctx, keep)
+		}
+		for _, e := range together {
+			if keep && e.name != nil {
 				name := e.name()
 				r.options.Events.Emit(event.Kept{Kind: e.kind, Name: name,
 					Reach: fmt.Sprintf("%s.get(%q)", e.kind, name), Delete: Leftover{Kind: e.kind, Name: name}.Delete()})
 			}
-			continue
 		}
-		err := context.Cause(ctx)
-		if err == nil || e.quiet {
-			err = e.release(ctx)
+		failed := make([]error, len(together))
+		var group sync.WaitGroup
+		for i, e := range together[min(1, len(together)):] {
+			group.Go(func() { failed[i+1] = e.undo(ctx, keep) })
 		}
-		if err != nil && ctx.Err() != nil {
-			err = context.Cause(ctx)
+		if len(together) > 0 {
+			failed[0] = together[0].undo(ctx, keep) // on this goroutine, which is the strand's
 		}
-		switch {
-		case err == nil:
-		case e.name == nil:
-			errs = append(errs, &ContextError{What: e.kind, Err: err})
-		default:
-			r.mu.Lock()
-			r.left = append(r.left, Leftover{Kind: e.kind, Name: e.name(), Err: err})
-			r.mu.Unlock()
+		group.Wait()
+		for i, err := range failed {
+			switch e := together[i]; {
+			case err == nil:
+			case e.name == nil:
+				errs = append(errs, &ContextError{What: e.kind, Err: err})
+			default:
+				r.mu.Lock()
+				r.left = append(r.left, Leftover{Kind: e.kind, Name: e.name(), Err: err})
+				r.mu.Unlock()
+			}
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// undo releases an entry that was popped, unless it is kept.
+func (e *entry) undo(ctx context.Context, keep bool) error {
+	if keep && !e.quiet {
+		return nil
+	}
+	err := context.Cause(ctx)
+	if err == nil || e.quiet {
+		err = e.release(ctx)
+	}
+	if err != nil && ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	return err
 }
 
 // releaseContext is the clock of one release. A release inside another one

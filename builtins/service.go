@@ -22,7 +22,7 @@ import (
 
 // serviceValue is the service of one port.
 type serviceValue struct {
-	strand  *strand
+	run     *Run
 	conn    *client.Client
 	service *client.Service
 	sandbox string
@@ -45,7 +45,7 @@ func (s *serviceValue) Attr(name string) (starlark.Value, error) {
 	if wireField(wire.ServiceURL{}, name) == nil {
 		return serviceAttributes.attr(s, wire.ServiceURL{}, name)
 	}
-	now, err := s.service.Values(s.strand.task.Ctx) // which asks for new ones before they expire
+	now, err := s.service.Values(s.run.here().task.Ctx) // which asks for new ones before they expire
 	if err != nil {
 		return nil, err
 	}
@@ -97,7 +97,7 @@ func sandboxService(c *invocation) (starlark.Value, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &serviceValue{strand: c.strand, conn: cl, service: service, sandbox: name, port: int(number)}, nil
+	return &serviceValue{run: c.Run, conn: cl, service: service, sandbox: name, port: int(number)}, nil
 }
 
 // service is the method of the same name, of the sandbox that it is given.

@@ -45,6 +45,7 @@ type module struct {
 }
 
 type loader struct {
+	task              *builtins.Task
 	inModule, inEntry starlark.StringDict // what is predeclared
 
 	dir     string   // of the root, as it is shown
@@ -55,7 +56,7 @@ type loader struct {
 }
 
 func newLoader(task *builtins.Task) *loader {
-	l := &loader{modules: map[string]*module{}, sources: map[string][]byte{}}
+	l := &loader{task: task, modules: map[string]*module{}, sources: map[string][]byte{}}
 	l.inModule, l.inEntry = builtins.Predeclared(task)
 	return l
 }
@@ -118,6 +119,7 @@ func (l *loader) add(m *module, source []byte) error {
 	if m.program, err = starlark.FileProgram(file, l.predeclared(m).Has); err != nil {
 		return &LoadError{m.loaded, l.suggest(m, err)}
 	}
+	l.task.Run.Learn(file)
 	for _, global := range file.Module.(*resolve.Module).Globals {
 		m.globals = append(m.globals, global.First.Name)
 		if global.First.Name == "main" {

@@ -36,7 +36,8 @@ type Options struct {
 	Env    func(name string) (value string, ok bool)
 	Now    func() time.Time // nil is the system's clock
 
-	UpdateGolden bool // expect.golden writes its files
+	UpdateGolden bool   // expect.golden writes its files
+	MaxSteps     uint64 // what the workflow may execute, in all its tasks; 0 is no limit
 
 	Keep  bool            // leave what the outermost scope holds
 	Abort <-chan struct{} // once it is closed, nothing more is released
@@ -52,15 +53,18 @@ func Run(ctx context.Context, o Options) error {
 	if o.Events == nil && o.Stderr != nil {
 		o.Events = event.Terminal(o.Stderr)
 	}
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
 	run := builtins.NewRun(builtins.Options{
 		Connect: o.Connect, Stdout: o.Stdout, Events: o.Events, Env: o.Env, Now: o.Now, Abort: o.Abort,
 		UpdateGolden: o.UpdateGolden,
+		MaxSteps:     o.MaxSteps, Stop: stop,
 	})
 	task := builtins.NewTask(ctx, run)
 	l := newLoader(task)
 	defer l.close()
 
-	err := execute(l, task, o)
+	err := task.Join(execute(l, task, o))
 	failure := &Failure{Reports: reports(ctx, err), sources: l.sources, mask: run.Mask}
 	if err := task.Release(o.Keep); err != nil {
 		failure.Reports = append(failure.Reports, builtins.Reports(err)...)
@@ -131,8 +135,12 @@ func reports(ctx context.Context, err error) []builtins.Report {
 		return nil
 	}
 	reports := builtins.Reports(err)
-	if ctx.Err() != nil {
-		reports[0].Err = &Interrupted{context.Cause(ctx)}
+	var budget *builtins.BudgetError
+	switch cause := context.Cause(ctx); {
+	case errors.As(cause, &budget):
+		reports[0].Err = budget // and where is worth telling
+	case cause != nil:
+		reports[0].Err = &Interrupted{cause}
 	}
 	if exit, ok := reports[0].Err.(*ExitError); ok && exit.Code == 0 {
 		reports = reports[1:]

@@ -259,7 +259,7 @@ func TestAbort(t *testing.T) {
 		close(abort)
 		<-r.Context().Done()
 	})
-	err := b.run(t.Context(), "sandbox(name = \"a\")\ndefer(print, \"never\")\nsandbox(name = \"b\")\nsandbox(name = \"c\")\n")
+	err := b.run(t.Context(), "sandbox(name = \"a\")\ndefer(print, \"never\")\nsandbox(name = \"b\")\ndefer(len, \"\")\nsandbox(name = \"c\")\n")
 	var left *workflow.ReleaseError
 	if !errors.As(err, &left) || len(left.Left) != 2 || left.Left[0].Name != "b" || left.Left[1].Name != "a" {
 		t.Fatalf("got %v", err)
