@@ -330,11 +330,20 @@ func (t Trace) String() string {
 		b.WriteString(", in " + t.Heading)
 	}
 	b.WriteString(":\n")
-	for _, f := range t.Frames {
+	for i, f := range t.Frames {
+		if more := len(t.Frames) - 2*framesShown; more > 1 && i >= framesShown && i < framesShown+more {
+			if i == framesShown {
+				fmt.Fprintf(&b, "  … %d more calls …\n", more)
+			}
+			continue
+		}
 		b.WriteString("  " + f.Pos.String() + ": in " + f.Name + "\n")
 	}
 	return b.String()
 }
+
+// framesShown is how many frames of a long stack are shown at either end.
+const framesShown = 8
 
 // Reports takes an error apart: one report for each of several errors that were
 // joined, in their order. That something was cancelled is left out where it was

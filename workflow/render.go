@@ -232,6 +232,12 @@ func hintFor(err error) string {
 	if errors.As(err, &internal) {
 		return "this is a bug of sbx-star; please report it with the lines above"
 	}
+	switch text := err.Error(); {
+	case strings.Contains(text, "frozen "):
+		return "what a module defines, and what crosses into a task, can no longer be changed: make a copy, or return what is new"
+	case text == "Starlark stack overflow":
+		return "a recursion that does not end? no more than 100,000 calls can be inside one another"
+	}
 	for _, h := range hints {
 		if errors.Is(err, h.kind) {
 			return h.hint

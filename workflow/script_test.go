@@ -25,6 +25,8 @@ import (
 // comes of it:
 //
 //	args       one a line
+//	steps      the most that it may execute
+//	memory     the most MiB that it may use
 //	root       the folder in which it runs, "." otherwise
 //	stdout     what it printed
 //	stderr     its events, and its error as it is shown
@@ -84,6 +86,14 @@ func testScript(t *testing.T, path string) {
 		Stdout:  &stdout, Events: event.Terminal(&stderr),
 		Env: func(name string) (string, bool) { return "value of " + name, name == "SET" },
 	}
+	for name, limit := range map[string]*uint64{"steps": &options.MaxSteps, "memory": &options.MaxMemory} {
+		if text, ok := want[name]; ok {
+			if _, err := fmt.Sscan(text, limit); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	options.MaxMemory <<= 20
 	err = workflow.Run(t.Context(), options)
 	workflow.Render(&stderr, err, false)
 

@@ -38,6 +38,7 @@ type Options struct {
 
 	UpdateGolden bool   // expect.golden writes its files
 	MaxSteps     uint64 // what the workflow may execute, in all its tasks; 0 is no limit
+	MaxMemory    uint64 // bytes that the process may use; 0 is no limit
 
 	Keep  bool            // leave what the outermost scope holds
 	Abort <-chan struct{} // once it is closed, nothing more is released
@@ -64,7 +65,9 @@ func Run(ctx context.Context, o Options) error {
 	l := newLoader(task)
 	defer l.close()
 
+	unwatch := watchMemory(o.MaxMemory, stop)
 	err := task.Join(execute(l, task, o))
+	unwatch()
 	failure := &Failure{Reports: reports(ctx, err), sources: l.sources, mask: run.Mask}
 	if err := task.Release(o.Keep); err != nil {
 		failure.Reports = append(failure.Reports, builtins.Reports(err)...)

@@ -21,6 +21,8 @@ func runWorkflow(args []string, stdin io.Reader, stdout, stderr io.Writer) error
 	flags := pflag.NewFlagSet("sbx-star", pflag.ContinueOnError)
 	var where connectFlags
 	where.register(flags)
+	var budget budgetFlags
+	budget.register(flags)
 	code := flags.StringP("code", "c", "", "run `CODE` instead of a file")
 	keep := flags.Bool("keep", false, "leave what the workflow created, and print how to delete it")
 	var timeout deadline
@@ -36,6 +38,7 @@ func runWorkflow(args []string, stdin io.Reader, stdout, stderr io.Writer) error
 		Args: flags.Args(), Stdout: stdout,
 		Env: os.LookupEnv, Keep: *keep, Events: event.Terminal(stderr),
 	}
+	budget.apply(&options)
 	switch {
 	case flags.Changed("code"):
 		options.Path, options.Source = "<code>", []byte(*code)
