@@ -63,15 +63,15 @@ func sandboxRun(c *invocation) (starlark.Value, error) {
 	if a.wait && !callbacks && a.stdin.ptr == nil {
 		result, err := box.Run(c.Ctx, a.options())
 		if err != nil {
-			return nil, &CommandError{string(a.command), err}
+			return nil, &CommandError{string(a.command), err, box.Name}
 		}
-		return c.Run.finish(result, string(a.command), a.text, a.check)
+		return c.Run.finish(result, string(a.command), box.Name, a.text, a.check)
 	}
 	cmd, err := box.Start(c.Ctx, a.options())
 	if err != nil {
-		return nil, &CommandError{string(a.command), err}
+		return nil, &CommandError{string(a.command), err, box.Name}
 	}
-	v := newCommand(c, cmd, string(a.command), a.text, a.check)
+	v := newCommand(c, cmd, string(a.command), box.Name, a.text, a.check)
 	if a.stdin.ptr != nil {
 		v.feed(c.Ctx, *a.stdin.ptr, a.pty)
 	}
@@ -109,9 +109,9 @@ func (v *command) drain(c *invocation, a *runArgs) (starlark.Value, error) {
 }
 
 // finish makes a result, or the error that check asks for.
-func (r *Run) finish(result *client.Result, command string, text, check bool) (starlark.Value, error) {
+func (r *Run) finish(result *client.Result, command, sandbox string, text, check bool) (starlark.Value, error) {
 	if check && result.ExitCode != 0 {
-		return nil, &CommandFailedError{r.Mask(command), result, Tail(r.Mask(result.Stderr))}
+		return nil, &CommandFailedError{r.Mask(command), result, Tail(r.Mask(result.Stderr)), sandbox}
 	}
 	return newResult(result, text), nil
 }
@@ -158,6 +158,7 @@ type command struct {
 	run         *Run
 	cmd         *client.Command
 	line        string // what runs, for messages
+	sandbox     string // where
 	text, check bool
 	release     *entry
 
@@ -174,8 +175,8 @@ var (
 	_ starlark.Iterable = (*command)(nil)
 )
 
-func newCommand(c *invocation, cmd *client.Command, line string, text, check bool) *command {
-	v := &command{run: c.Run, cmd: cmd, line: c.Run.Mask(line), text: text, check: check, partial: map[string]string{}}
+func newCommand(c *invocation, cmd *client.Command, line, sandbox string, text, check bool) *command {
+	v := &command{run: c.Run, cmd: cmd, line: c.Run.Mask(line), sandbox: sandbox, text: text, check: check, partial: map[string]string{}}
 	v.release = c.push(&entry{kind: "command", quiet: true, early: true, release: func(context.Context) error {
 		v.detach()
 		return nil
@@ -270,7 +271,7 @@ func (v *command) next(ctx context.Context) (client.Chunk, error) {
 			chunk.Gap, chunk.Stream, shorten(v.line))})
 	}
 	if err != nil && err != io.EOF {
-		err = &CommandError{v.line, err}
+		err = &CommandError{v.line, err, v.sandbox}
 	}
 	return chunk, err
 }
@@ -290,13 +291,13 @@ func (v *command) result(ctx context.Context, s *strand) (starlark.Value, error)
 	}
 	result, err := v.cmd.Result(ctx)
 	if err != nil {
-		return nil, &CommandError{v.line, err}
+		return nil, &CommandError{v.line, err, v.sandbox}
 	}
 	v.close()
 	if v.feeding != nil && v.fed != nil && result.ExitCode == killed {
-		return nil, &CommandError{v.line, fmt.Errorf("sending stdin: %w", v.fed)}
+		return nil, &CommandError{v.line, fmt.Errorf("sending stdin: %w", v.fed), v.sandbox}
 	}
-	return v.run.finish(result, v.line, v.text, v.check)
+	return v.run.finish(result, v.line, v.sandbox, v.text, v.check)
 }
 
 // A reader is a loop over a command's output, which has its turn from the first
@@ -447,7 +448,7 @@ func commandWait(c *invocation) (starlark.Value, error) {
 		return err
 	}, func() error {
 		return &CommandError{v.line, &client.Error{Kind: client.ErrCommandTimeout, Operation: "command", Timeout: time.Duration(limit),
-			Message: fmt.Sprintf("the command is still running after %v of waiting", time.Duration(limit))}}
+			Message: fmt.Sprintf("the command is still running after %v of waiting", time.Duration(limit))}, v.sandbox}
 	})
 	return result, err
 }
@@ -466,7 +467,7 @@ func commandSignal(c *invocation) (starlark.Value, error) {
 	}
 	v := c.self.(*command)
 	if err := v.cmd.Signal(c.Ctx, name); err != nil {
-		return nil, &CommandError{v.line, err}
+		return nil, &CommandError{v.line, err, v.sandbox}
 	}
 	return starlark.None, nil
 }
@@ -481,7 +482,7 @@ func commandResize(c *invocation) (starlark.Value, error) {
 	}
 	v := c.self.(*command)
 	if err := v.cmd.Resize(c.Ctx, cols, rows); err != nil {
-		return nil, &CommandError{v.line, err}
+		return nil, &CommandError{v.line, err, v.sandbox}
 	}
 	return starlark.None, nil
 }
@@ -506,7 +507,7 @@ func commandReconnect(c *invocation) (starlark.Value, error) {
 		return nil, err
 	}
 	v := c.self.(*command)
-	return newCommand(c, v.cmd.Reconnect(), v.line, v.text, v.check), nil
+	return newCommand(c, v.cmd.Reconnect(), v.line, v.sandbox, v.text, v.check), nil
 }
 
 func sandboxReconnect(c *invocation) (starlark.Value, error) {
@@ -522,8 +523,8 @@ func sandboxReconnect(c *invocation) (starlark.Value, error) {
 	if err := c.mayAct(); err != nil {
 		return nil, err
 	}
-	cmd := c.self.(*sandboxValue).box.Load().Reconnect(id, o)
-	return newCommand(c, cmd, "command "+id, text, false), nil
+	box := c.self.(*sandboxValue).box.Load()
+	return newCommand(c, box.Reconnect(id, o), "command "+id, box.Name, text, false), nil
 }
 
 // run is the method of the same name, of the sandbox that it is given.

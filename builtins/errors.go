@@ -22,6 +22,7 @@ type CommandFailedError struct {
 	Command string // without secrets
 	Result  *client.Result
 	Stderr  string // how it ends, without secrets
+	Sandbox string // its name; "" is this machine
 }
 
 func (e *CommandFailedError) Error() string {
@@ -36,6 +37,7 @@ func (e *CommandFailedError) Error() string {
 type CommandError struct {
 	Command string
 	Err     error
+	Sandbox string // its name; "" is this machine
 }
 
 func (e *CommandError) Error() string { return e.Err.Error() }
@@ -330,7 +332,15 @@ func (t Trace) String() string {
 		b.WriteString(", in " + t.Heading)
 	}
 	b.WriteString(":\n")
+	std := 0 // frames of the standard library in a row
 	for i, f := range t.Frames {
+		if InStd(f) {
+			if std++; std > 1 {
+				continue // how it does what it was called for
+			}
+		} else {
+			std = 0
+		}
 		if more := len(t.Frames) - 2*framesShown; more > 1 && i >= framesShown && i < framesShown+more {
 			if i == framesShown {
 				fmt.Fprintf(&b, "  … %d more calls …\n", more)
@@ -341,6 +351,9 @@ func (t Trace) String() string {
 	}
 	return b.String()
 }
+
+// InStd tells whether a frame is one of the standard library's.
+func InStd(f starlark.CallFrame) bool { return strings.HasPrefix(f.Pos.Filename(), "@std//") }
 
 // framesShown is how many frames of a long stack are shown at either end.
 const framesShown = 8

@@ -103,7 +103,7 @@ func hostRun(c *invocation) (starlark.Value, error) {
 		if result != nil {
 			e.Stdout, e.Stderr = result.Stdout, result.Stderr
 		}
-		return &CommandError{shown, e}
+		return &CommandError{shown, e, ""}
 	})
 	var failed *exec.Error
 	var path *os.PathError
@@ -116,7 +116,7 @@ func hostRun(c *invocation) (starlark.Value, error) {
 	if text {
 		result.Stdout, result.Stderr = strings.ToValidUTF8(result.Stdout, "\ufffd"), strings.ToValidUTF8(result.Stderr, "\ufffd")
 	}
-	return c.Run.finish(result, command.shown, text, check)
+	return c.Run.finish(result, command.shown, "", text, check)
 }
 
 // A hostPiece is what a command has written, or that a stream has ended.

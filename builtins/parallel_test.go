@@ -49,3 +49,27 @@ func BenchmarkParallel(b *testing.B) {
 		b.ReportMetric(float64(b.Elapsed().Microseconds())/float64(b.N)/items, "µs/item")
 	})
 }
+
+// A session at its top level may start tasks once what it has defined is frozen.
+func TestFreezeOfSession(t *testing.T) {
+	task := NewTask(t.Context(), NewRun(Options{Stdout: io.Discard}))
+	_, names := Predeclared(task)
+	run := func(freeze func(), text string) error {
+		return task.Exec(Thread{Name: "session", Freeze: freeze}, func(thread *starlark.Thread) error {
+			_, err := starlark.ExecFileOptions(&syntax.FileOptions{TopLevelControl: true}, thread, "<session>", text, names)
+			return err
+		})
+	}
+	seen := starlark.NewList(nil)
+	names["seen"] = seen
+	const text = "[spawn(seen.append, 1), parallel(seen.append, [2])]"
+	if err := run(nil, text); err == nil || seen.Len() != 0 {
+		t.Errorf("got %v, and saw %v", err, seen)
+	}
+	if err := run(names.Freeze, text); err == nil || seen.Len() != 0 {
+		t.Errorf("got %v, and saw %v", err, seen)
+	}
+	if err := task.Join(nil); err == nil {
+		t.Error("the task that was spawned changed a frozen list")
+	}
+}

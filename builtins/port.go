@@ -71,7 +71,7 @@ func sandboxWaitForPort(c *invocation) (starlark.Value, error) {
 			case result.ExitCode == 0:
 				return nil
 			case result.ExitCode != noSleep:
-				return &CommandFailedError{command, result, Tail(result.Stderr)}
+				return &CommandFailedError{command, result, Tail(result.Stderr), box.Name}
 			}
 			select {
 			case <-ctx.Done():

@@ -25,8 +25,9 @@ type task struct {
 	ended  chan struct{}
 
 	// Before ended is closed these are the task's own.
-	value starlark.Value
-	err   error
+	value   starlark.Value
+	err     error
+	stopped bool // err is no more than that it was cancelled
 
 	mu     sync.Mutex // guards what follows
 	shared bool       // several tasks have it, and so its value has to be frozen
@@ -121,15 +122,11 @@ func spawn(c *invocation) (starlark.Value, error) {
 	return t, nil
 }
 
-// end keeps what came of the task. One that was stopped has failed only for who
-// asks for its result.
+// end keeps what came of the task.
 func (t *task) end(value starlark.Value, err error, stopped bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.value, t.err = value, err
-	if stopped {
-		t.asked = true
-	}
+	t.value, t.err, t.stopped = value, err, stopped
 	if t.shared && value != nil {
 		value.Freeze()
 	}
@@ -208,6 +205,12 @@ func (t *Task) Join(err error) error {
 	for {
 		running, failed := s.takeEnded()
 		for _, task := range failed {
+			if task.stopped {
+				if err == nil {
+					err = t.cancelled() // if it was for this
+				}
+				continue
+			}
 			err = errors.Join(err, &StreamError{&TaskError{task.name, -1, task.err}, task.stack})
 			cause = &CancelledError{"cancelled, because " + task.name + " failed"}
 		}

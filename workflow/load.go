@@ -23,12 +23,15 @@ import (
 
 var fileOptions = syntax.FileOptions{Set: true, While: true, TopLevelControl: true, Recursion: true}
 
+// stdPrefix begins the names of the modules that sbx-star brings with it.
+const stdPrefix = "@std//"
+
 // rootMark is the file that makes its folder the root of the modules below it.
 const rootMark = "sbx-star.mod"
 
 // A module is a file of the workflow.
 type module struct {
-	key     string // its path inside the root, with slashes
+	key     string // its path inside the root, with slashes; or with stdPrefix
 	name    string // as it is shown
 	program *starlark.Program
 	globals []string            // the names that it defines
@@ -46,6 +49,7 @@ type module struct {
 
 type loader struct {
 	task              *builtins.Task
+	std               fs.FS
 	inModule, inEntry starlark.StringDict // what is predeclared
 
 	dir     string   // of the root, as it is shown
@@ -55,8 +59,8 @@ type loader struct {
 	sources map[string][]byte // by name
 }
 
-func newLoader(task *builtins.Task) *loader {
-	l := &loader{task: task, modules: map[string]*module{}, sources: map[string][]byte{}}
+func newLoader(task *builtins.Task, std fs.FS) *loader {
+	l := &loader{task: task, std: std, modules: map[string]*module{}, sources: map[string][]byte{}}
 	l.inModule, l.inEntry = builtins.Predeclared(task)
 	return l
 }
@@ -186,6 +190,7 @@ func (l *loader) load(from *module, stmt *syntax.LoadStmt) (*module, error) {
 	if err != nil {
 		return nil, from.loadError(pos, "%w", err)
 	}
+	std := strings.HasPrefix(key, stdPrefix)
 	chain := append(from.loaded[:len(from.loaded):len(from.loaded)], Load{pos, name})
 	if m := l.modules[key]; m != nil {
 		if m.busy {
@@ -193,13 +198,23 @@ func (l *loader) load(from *module, stmt *syntax.LoadStmt) (*module, error) {
 		}
 		return m, nil
 	}
-	if l.root == nil {
+	if l.root == nil && !std {
 		if l.root, err = os.OpenRoot(l.dir); err != nil {
 			return nil, from.loadError(pos, "cannot open the folder of modules: %w", err)
 		}
 	}
-	m := &module{key: key, name: filepath.Join(l.dir, filepath.FromSlash(key)), loaded: chain}
-	source, err := l.root.ReadFile(filepath.FromSlash(key))
+	m := &module{key: key, name: key, loaded: chain}
+	var source []byte
+	if std {
+		source, err = fs.ReadFile(l.std, strings.TrimPrefix(key, stdPrefix))
+	} else {
+		m.name = filepath.Join(l.dir, filepath.FromSlash(key))
+		source, err = l.root.ReadFile(filepath.FromSlash(key))
+	}
+	if std && errors.Is(err, fs.ErrNotExist) {
+		modules, _ := fs.Glob(l.std, "*.star")
+		return nil, from.loadError(pos, "there is no module %s%s", name, builtins.DidYouMean(stdPrefix, strings.TrimPrefix(key, stdPrefix), modules))
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, from.loadError(pos, "there is no module %s: %s does not exist", name, m.name)
 	}
@@ -215,11 +230,20 @@ func (l *loader) load(from *module, stmt *syntax.LoadStmt) (*module, error) {
 
 // resolveModule is the key of a module that the file of key from calls name.
 func resolveModule(from, name string) (string, error) {
+	if module, ok := strings.CutPrefix(name, stdPrefix); ok {
+		if !fs.ValidPath(module) || module == "." {
+			return "", fmt.Errorf("%q cannot be a module of the standard library; name it as in %q", name, stdPrefix+"wait.star")
+		}
+		return name, nil
+	}
 	switch {
 	case strings.HasPrefix(name, "@"), strings.HasPrefix(name, "//"):
-		return "", fmt.Errorf("there is no module %s; a module is a file, named relative to this one, as in \"./lib.star\"", name)
+		return "", fmt.Errorf("there is no module %s; a module is a file, named relative to this one, as in \"./lib.star\", or one of the standard library, as in %q", name, stdPrefix+"wait.star")
 	case path.IsAbs(name), strings.ContainsAny(name, "\\\x00"), name == "", strings.HasSuffix(name, "/"):
 		return "", fmt.Errorf("%q cannot be a module; name a file relative to this one, as in \"./lib.star\"", name)
+	}
+	if module, ok := strings.CutPrefix(from, stdPrefix); ok {
+		return resolveModule("", stdPrefix+path.Join(path.Dir(module), name))
 	}
 	key := path.Join(path.Dir(from), name)
 	if key == ".." || strings.HasPrefix(key, "../") {

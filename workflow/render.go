@@ -115,7 +115,11 @@ func (r *renderer) report(report builtins.Report) {
 func (r *renderer) trace(trace builtins.Trace, last bool) {
 	r.printf("%s", r.paint(dim, trace.String()))
 	if last {
-		r.line(trace.Frames[len(trace.Frames)-1].Pos, "    ")
+		frames := trace.Frames
+		for len(frames) > 1 && builtins.InStd(frames[len(frames)-1]) {
+			frames = frames[:len(frames)-1] // to the line that is the user's
+		}
+		r.line(frames[len(frames)-1].Pos, "    ")
 	}
 }
 
@@ -147,10 +151,17 @@ func (r *renderer) line(pos syntax.Position, indent string) {
 
 // failure prints what an error is.
 func (r *renderer) failure(err error) {
-	r.error(err.Error(), builtins.TypeName(err))
+	var failed *builtins.CommandFailedError
+	if errors.As(err, &failed) {
+		first, _, _ := strings.Cut(err.Error(), "\n")
+		r.error(first, builtins.TypeName(err))
+		r.tail("  "+where(failed.Sandbox), failed.Result)
+	} else {
+		r.error(err.Error(), builtins.TypeName(err))
+	}
 	var command *builtins.CommandError
 	if errors.As(err, &command) {
-		r.printf("  the command was: %s\n", clean(command.Command))
+		r.printf("  %s; the command was: %s\n", clean(where(command.Sandbox)), clean(command.Command))
 		var api *client.Error
 		if errors.As(err, &api) && api.Stderr != "" {
 			r.printf("  its stderr ends with:\n%s", indented(builtins.Tail(r.mask(api.Stderr)), "  "))
@@ -163,6 +174,27 @@ func (r *renderer) failure(err error) {
 	if hint := hintFor(err); hint != "" {
 		r.printf("%s %s\n", r.paint(cyan, "sbx-star: hint:"), hint)
 	}
+}
+
+func where(sandbox string) string {
+	if sandbox == "" {
+		return "on this machine"
+	}
+	return "in sandbox " + sandbox
+}
+
+// tail prints where a command ran and what it said last: most write to stderr
+// why they fail, and some tools for tests to stdout.
+func (r *renderer) tail(where string, result *client.Result) {
+	name, text := "stderr", builtins.Tail(r.mask(result.Stderr))
+	if text == "" {
+		name, text = "stdout", builtins.Tail(r.mask(result.Stdout))
+	}
+	if text == "" {
+		r.printf("%s; it wrote nothing\n", clean(where))
+		return
+	}
+	r.printf("%s; its %s ends with:\n%s", clean(where), name, indented(text, "    "))
 }
 
 // error prints the line, or the lines, that say what is wrong.

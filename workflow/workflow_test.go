@@ -8,10 +8,15 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/tools/txtar"
 
 	"github.com/sbx-star/sbx-star/builtins"
 	"github.com/sbx-star/sbx-star/client"
@@ -115,6 +120,11 @@ func TestCancelled(t *testing.T) {
 		"attempt":         "print(\"now\")\n    attempt(sleep, 600)\n    print(\"not reached\")",
 		"using":           "using(sandbox(name = \"inner\"), lambda sb: [print(\"now\"), sleep(600)])\n    print(\"not reached\")",
 		"broken streams":  "print(\"now\")\n    while True:\n        attempt(lambda: [c for c in sb.run(\"cut\", wait = False)])",
+		"parallel":        "parallel(lambda i: [print(\"now\"), sb.run(\"hang\", timeout = 0)], range(3))",
+		"nested parallel": "parallel(lambda i: parallel(lambda j: [print(\"now\"), sleep(600)], range(3)), range(3))",
+		"spawn":           "spawn(lambda: [print(\"now\"), sb.run(\"hang\", timeout = 0)])\n    sleep(600)",
+		"result of task":  "spawn(lambda: [print(\"now\"), sleep(600)]).result()",
+		"retry":           "retry(lambda: [print(\"now\"), fail()], backoff = 600)",
 		"download":        "print(\"now\")\n    sb.read(\"/slow\", timeout = 0)",
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -136,6 +146,52 @@ func TestCancelled(t *testing.T) {
 				t.Errorf("printed %q", got)
 			}
 		})
+	}
+}
+
+// A task that nobody asks is waited for, and hears of a cancellation then, too.
+func TestCancelledWhileJoining(t *testing.T) {
+	b := newBench(t)
+	ctx, cancel := context.WithCancelCause(t.Context())
+	defer cancel(nil)
+	b.options.Stdout = &cancelOn{&b.stdout, "now", func() { cancel(stopped{}) }}
+	err := b.run(ctx, "def main():\n    spawn(lambda: [print(\"now\"), sleep(600)])\n")
+	if workflow.ExitCode(err) != 143 {
+		t.Errorf("got %v with code %d", err, workflow.ExitCode(err))
+	}
+}
+
+// What a user sees names no type of Go.
+func TestNoTypesOfGoInMessages(t *testing.T) {
+	types := regexp.MustCompile(`\*?\b(starlark|starlarkstruct|client|builtins|wire|syntax|resolve|errors|fmt)\.(\*|[A-Z]\w*(Error|Value|String|List|Dict|Tuple|Int|Wrap)\b)`)
+	files, err := filepath.Glob("testdata/*.txtar")
+	if err != nil || len(files) == 0 {
+		t.Fatal("there is nothing to look at", err)
+	}
+	for _, file := range files {
+		archive, err := txtar.ParseFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range archive.Files {
+			for line := range strings.Lines(string(f.Data)) {
+				if f.Name == "stderr" && types.MatchString(line) && !strings.Contains(line, "errors.") {
+					t.Errorf("%s: %s", file, line)
+				}
+			}
+		}
+	}
+	for _, dir := range []string{".", "../builtins", "../client", "../cmd/sbx-star"} {
+		sources, _ := filepath.Glob(dir + "/*.go")
+		for _, source := range sources {
+			text, err := os.ReadFile(source)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !strings.HasSuffix(source, "_test.go") && strings.Contains(string(text), "%"+"T") {
+				t.Errorf("%s prints the name of a type of Go", source)
+			}
+		}
 	}
 }
 
@@ -421,8 +477,8 @@ func TestRender(t *testing.T) {
 		{&client.Error{Kind: client.ErrAPI, Message: "bad \x1b[31m\u009b news\xff"}, "sbx-star: error: SandboxAPIError: bad \\x1b[31m\\x9b news\ufffd\n"},
 		{fmt.Errorf("around: %w", &client.Error{Kind: client.ErrInUse, Message: "in use"}),
 			"sbx-star: error: ResourceInUseError: around: in use\nsbx-star: hint: delete first what was made from it\n"},
-		{&builtins.CommandError{Command: "make", Err: &client.Error{Kind: client.ErrOperation, Message: "gone", Stderr: "a\r\nb\n"}},
-			"sbx-star: error: SandboxOperationError: gone\n  the command was: make\n  its stderr ends with:\n  a\n  b\n"},
+		{&builtins.CommandError{Command: "make", Err: &client.Error{Kind: client.ErrOperation, Message: "gone", Stderr: "a\r\nb\n"}, Sandbox: "web"},
+			"sbx-star: error: SandboxOperationError: gone\n  in sandbox web; the command was: make\n  its stderr ends with:\n  a\n  b\n"},
 		{errors.Join(errors.New("one"), &builtins.ContextError{What: "deferred f", Err: errors.New("two")}),
 			"sbx-star: error: one\nsbx-star: error: deferred f: two\n"},
 	} {
