@@ -16,6 +16,7 @@ import (
 	"go.starlark.net/syntax"
 
 	"github.com/sbx-star/sbx-star/builtins"
+	"github.com/sbx-star/sbx-star/stdlib"
 )
 
 // This file defines how a workflow's files become programs, and in which order
@@ -59,8 +60,8 @@ type loader struct {
 	sources map[string][]byte // by name
 }
 
-func newLoader(task *builtins.Task, std fs.FS) *loader {
-	l := &loader{task: task, std: std, modules: map[string]*module{}, sources: map[string][]byte{}}
+func newLoader(task *builtins.Task) *loader {
+	l := &loader{task: task, std: stdlib.FS, modules: map[string]*module{}, sources: map[string][]byte{}}
 	l.inModule, l.inEntry = builtins.Predeclared(task)
 	return l
 }

@@ -15,7 +15,6 @@ import (
 	"github.com/sbx-star/sbx-star/builtins"
 	"github.com/sbx-star/sbx-star/client"
 	"github.com/sbx-star/sbx-star/event"
-	"github.com/sbx-star/sbx-star/stdlib"
 )
 
 // This file defines a run from its beginning to its end.
@@ -63,7 +62,7 @@ func Run(ctx context.Context, o Options) error {
 		MaxSteps:     o.MaxSteps, Stop: stop,
 	})
 	task := builtins.NewTask(ctx, run)
-	l := newLoader(task, stdlib.FS)
+	l := newLoader(task)
 	defer l.close()
 
 	unwatch := watchMemory(o.MaxMemory, stop)
