@@ -256,5 +256,5 @@ func (s *sharing) isActive(owner string) bool {
 			}
 		}
 	}
-	return s.active[owner]
+	return s.active[owner] || owner == "" // a session's statement
 }

@@ -178,8 +178,7 @@ type Thread struct {
 
 	// Freeze freezes every variable that code on the thread can reach by name,
 	// for parallel and spawn at the top level. Without it they are refused
-	// there. A session that goes on afterwards must run each statement with a
-	// copy of its names, because tasks go on reading those that they were given.
+	// there, as they must be where one of those may still be assigned to.
 	Freeze func()
 }
 

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 
+	"go.starlark.net/resolve"
 	"go.starlark.net/starlark"
 	"go.starlark.net/syntax"
 
@@ -104,6 +105,12 @@ func (s *Session) execute(ctx context.Context, name string, file *syntax.File) (
 			err = s.failure(ctx, flushed)
 		}
 	}()
+	if resolve.REPLChunk(file, s.globals.Has, starlark.StringDict{}.Has, starlark.Universe.Has) == nil { // or else it fails again
+		s.run.Learn(file)
+	}
+	if isSimple(file) {
+		thread.Freeze = s.globals.Freeze
+	}
 	err = task.Exec(thread, func(thread *starlark.Thread) error {
 		if expr := soleExpr(file); expr != nil {
 			var err error
@@ -116,6 +123,16 @@ func (s *Session) execute(ctx context.Context, name string, file *syntax.File) (
 		return nil, s.failure(ctx, s.loader.suggest(s.module, err))
 	}
 	return value, nil
+}
+
+// isSimple tells whether a statement assigns once, at its end, if at all: tasks
+// that it starts cannot see a variable change.
+func isSimple(file *syntax.File) bool {
+	if len(file.Stmts) != 1 {
+		return false
+	}
+	_, assigns := file.Stmts[0].(*syntax.AssignStmt)
+	return assigns || soleExpr(file) != nil
 }
 
 // soleExpr is the expression that a statement is, or nil.
@@ -175,8 +192,11 @@ func (s *Session) Held() []string { return s.task.Held() }
 func (s *Session) Close() error {
 	defer s.loader.close()
 	failure := &Failure{sources: s.loader.sources, mask: s.run.Mask}
-	if err := s.task.Release(s.options.Keep); err != nil {
+	if err := s.task.Join(nil); err != nil {
 		failure.Reports = builtins.Reports(err)
+	}
+	if err := s.task.Release(s.options.Keep); err != nil {
+		failure.Reports = append(failure.Reports, builtins.Reports(err)...)
 	}
 	if left := s.run.Left(); len(left) > 0 {
 		failure.Left = &ReleaseError{left}
