@@ -111,7 +111,7 @@ func sandboxTunnel(c *invocation) (starlark.Value, error) {
 		return nil, err
 	}
 	t := &tunnelValue{conn: cl, tunnel: opened, sandbox: box.Name}
-	t.release = c.push(&entry{kind: "tunnel", quiet: true, release: func(context.Context) error { return opened.Close() }})
+	t.release = c.push(&entry{kind: "tunnel", quiet: true, early: true, release: func(context.Context) error { return opened.Close() }})
 	return t, nil
 }
 
