@@ -74,7 +74,8 @@ func setup(env *testscript.Env) error {
 //	                              matches (for REGEXP "-": once it has printed
 //	                              something), and then is as exits. A second
 //	                              signal, as in INT,INT, follows once it has said
-//	                              something about the first
+//	                              something about the first, and then asked for a
+//	                              deletion
 //	cut-every-byte WANT COMMAND…  runs the command once for each byte that it is
 //	                              sent over WebSockets, the connection cut there,
 //	                              and fails unless it prints what WANT holds
@@ -147,6 +148,9 @@ func signalCommand(ts *testscript.TestScript, neg bool, args []string) {
 	for i, name := range strings.Split(args[0], ",") {
 		if i > 0 {
 			moment(said)
+			// What is asked for in vain now must not come about later, when the
+			// script is on to something else.
+			ts.Check(fakeserver.Of(ts).Await(ctx, 1, regexp.MustCompile("^DELETE ").MatchString))
 		}
 		cmd.Process.Signal(map[string]syscall.Signal{"INT": syscall.SIGINT, "TERM": syscall.SIGTERM}[name])
 	}
