@@ -61,7 +61,6 @@ func TestEndpointIndex(t *testing.T) {
 		{"all", step{"GET /info", ``, 200, `{"server":"sbx-star"}`}},
 	}
 	eachGeneration(t, func(f *fixture, generation string) {
-		f.vars["source"] = ""
 		if generation == seed || generation == classic {
 			f.vars["source"] = `"template_name":"u",`
 		}

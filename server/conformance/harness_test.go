@@ -31,6 +31,7 @@ import (
 
 func TestMain(m *testing.M) {
 	process.Child()
+	os.Setenv("GORACE", os.Getenv("GORACE")+" atexit_sleep_ms=0") // of the daemons, which end all the time
 	os.Exit(m.Run())
 }
 
@@ -51,10 +52,11 @@ const (
 // next ones can send.
 type fixture struct {
 	*testing.T
-	options server.Options
-	server  *server.Server
-	url     string // of the server, less any path
-	vars    map[string]any
+	options    server.Options
+	server     *server.Server
+	url        string // of the server, less any path
+	generation string // of the server, if it is of one alone
+	vars       map[string]any
 }
 
 // serve starts a server, which ends with the test and everything of it.
@@ -113,6 +115,50 @@ func eachGeneration(t *testing.T, test func(f *fixture, generation string)) {
 	for _, g := range generations(t) {
 		t.Run(g, func(t *testing.T) { test(serveAs(t, g), g) })
 	}
+}
+
+// each runs a test against a server of all generations together, and against
+// one of each of those that have what is tested, alone. What a sandbox has to be
+// made from there is $source, with a comma.
+func each(t *testing.T, in string, test func(t *testing.T, f *fixture)) {
+	eachWith(t, in, nil, test)
+}
+
+// eachWith is each, with servers that are set up further.
+func eachWith(t *testing.T, in string, set func(*server.Options), test func(t *testing.T, f *fixture)) {
+	t.Run("together", func(t *testing.T) {
+		test(t, serve(t, set))
+	})
+	for _, g := range generations(t) {
+		if in != "all" && !slices.Contains(strings.Fields(in), g) {
+			continue
+		}
+		t.Run(g, func(t *testing.T) {
+			f := serve(t, func(o *server.Options) {
+				o.Generations = []string{g}
+				if set != nil {
+					set(o)
+				}
+			})
+			f.generation = g
+			test(t, f)
+		})
+	}
+}
+
+// old reports whether every sandbox of the server is made from a template.
+func (f *fixture) old() bool { return f.generation == seed || f.generation == classic }
+
+// source is what every sandbox has to be made from.
+func (f *fixture) source() string {
+	if !f.old() {
+		return ""
+	}
+	if f.vars["source"] == nil {
+		f.vars["source"] = `"template_name":"source",`
+		f.do(step{"POST /templates", `{"name":"source",` + template + `}`, 201, ``})
+	}
+	return f.vars["source"].(string)
 }
 
 // deleteAll removes every sandbox. Those of pools are not listed and go first.
@@ -249,6 +295,9 @@ func (f *fixture) send(ctx context.Context, ask, body string) (*http.Response, [
 
 func (f *fixture) expand(text string) string {
 	return os.Expand(text, func(name string) string {
+		if name == "source" && f.vars[name] == nil {
+			return f.source()
+		}
 		if value, ok := f.vars[name]; ok {
 			return fmt.Sprint(value)
 		}
@@ -380,6 +429,9 @@ func (f *fixture) box(fields string) {
 	f.Helper()
 	for _, name := range []string{"id", "name", "url"} {
 		delete(f.vars, name)
+	}
+	if !strings.Contains(fields, `"template_name"`) && !strings.Contains(fields, `"snapshot_`) {
+		fields = strings.TrimSuffix(f.source()+fields, ",")
 	}
 	f.do(step{"POST /boxes", "{" + fields + "}", 201, `{"id":"$id","name":"$name","dataplane_url":"$url","status":"ready"}`})
 	if f.vars["url"] == nil {
