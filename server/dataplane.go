@@ -98,8 +98,16 @@ func (s *Server) forward(w *recorder, r *http.Request, target *url.URL, h *handl
 		ErrorHandler:  func(_ http.ResponseWriter, _ *http.Request, failed error) { err = s.broken(r, id, h, failed) },
 		ErrorLog:      slog.NewLogLogger(s.options.Log.Handler(), slog.LevelInfo),
 	}
+	fullDuplex(w)
 	proxy.ServeHTTP(w, r)
 	return err
+}
+
+// fullDuplex lets an answer begin while the request is still being passed on.
+// Otherwise net/http takes the request's body away when the answer begins, and
+// the transport that still waits for its end fails, and drops the answer.
+func fullDuplex(w http.ResponseWriter) {
+	http.NewResponseController(w).EnableFullDuplex() // HTTP/2 always is
 }
 
 func noSandbox(id string) error {

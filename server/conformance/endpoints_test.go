@@ -103,9 +103,3 @@ func TestPrefixes(t *testing.T) {
 		step{"GET !/", ``, 404, formA("NotFound")},
 	)
 }
-
-// Discovery (§15).
-func TestInfo(t *testing.T) {
-	serve(t, nil).do(step{"GET /info", ``, 200,
-		`{"server":"sbx-star","version":"*","runtime":"process","isolation":"none","limits":{},"enforces":{"cpu":false,"memory":false,"pids":false,"storage":false,"network":false,"access_control":false}}`})
-}

@@ -15,6 +15,7 @@ import (
 	"os"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -458,10 +459,10 @@ type socket struct {
 	*websocket.Conn
 }
 
-func (f *fixture) dial() *socket {
+func (f *fixture) dial(protocols ...string) *socket {
 	f.Helper()
 	url := "ws" + strings.TrimPrefix(f.vars["url"].(string), "http") + "/execute/ws"
-	c, res, err := (&websocket.Dialer{EnableCompression: true}).Dial(url, http.Header{"X-Api-Key": {key}})
+	c, res, err := (&websocket.Dialer{EnableCompression: true, Subprotocols: protocols}).Dial(url, http.Header{"X-Api-Key": {key}})
 	if err != nil {
 		f.Fatalf("upgrade: %v, %v", err, res)
 	}
@@ -472,7 +473,8 @@ func (f *fixture) dial() *socket {
 
 // play follows a script on a new socket: lines that start with C are messages of
 // the client, those with S what the server must send, and a number the code with
-// which it must close; then the client leaves.
+// which it must close; then the client leaves. Binary messages of the client
+// start with CB and of the server with SB, and are Go strings in quotes.
 func (f *fixture) play(lines ...string) *socket {
 	f.Helper()
 	s := f.dial()
@@ -488,6 +490,14 @@ func (s *socket) play(lines ...string) {
 		case "C":
 			if err := s.WriteMessage(websocket.TextMessage, []byte(s.expand(message))); err != nil {
 				s.Fatalf("%s: %v", line, err)
+			}
+		case "CB":
+			if err := s.WriteMessage(websocket.BinaryMessage, []byte(unquote(message))); err != nil {
+				s.Fatalf("%s: %v", line, err)
+			}
+		case "SB":
+			if kind, data, err := s.ReadMessage(); err != nil || kind != websocket.BinaryMessage || string(data) != unquote(message) {
+				s.Fatalf("got %q of kind %d, %v, want %s", cut(string(data)), kind, err, message)
 			}
 		case "S":
 			_, data, err := s.ReadMessage()
@@ -505,6 +515,14 @@ func (s *socket) play(lines ...string) {
 			s.Close()
 		}
 	}
+}
+
+func unquote(text string) string {
+	plain, err := strconv.Unquote(text)
+	if err != nil {
+		panic(text + " is no string") // of a test
+	}
+	return plain
 }
 
 // message is any message of the server.
