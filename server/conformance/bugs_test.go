@@ -20,7 +20,7 @@ import (
 // (protocol.md §11). Those of clients alone are tested where the client is.
 
 // Fixed upstream, 2313 and 2340: clients with the prefix /api reach the same tree.
-func TestBugDefaultEndpoint(t *testing.T) {
+func TestBug2313DefaultEndpoint(t *testing.T) {
 	serve(t, nil).do(
 		step{"GET !/v2/sandboxes/boxes", ``, 200, `{"sandboxes":[]}`},
 		step{"GET !/api/v2/sandboxes/boxes", ``, 200, `{"sandboxes":[]}`},
@@ -29,7 +29,7 @@ func TestBugDefaultEndpoint(t *testing.T) {
 
 // 2772 and 2773: the key is never printed, here into the log or an answer; nor
 // are the tokens of links.
-func TestBugKeyExposed(t *testing.T) {
+func TestBug2772KeyExposed(t *testing.T) {
 	var log bytes.Buffer
 	f := serve(t, func(o *server.Options) {
 		o.Log = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
@@ -48,7 +48,7 @@ func TestBugKeyExposed(t *testing.T) {
 }
 
 // 2853: the hard TTL removes stopped boxes too, and their own time after a stop.
-func TestBugTTLOfStoppedBoxes(t *testing.T) {
+func TestBug2853TTLOfStoppedBoxes(t *testing.T) {
 	f := serve(t, nil)
 	for _, field := range []string{"ttl_seconds", "delete_after_stop_seconds"} {
 		f.box(`"name":"` + strings.ReplaceAll(field, "_", "-") + `","idle_ttl_seconds":0,"` + field + `":60`)
@@ -60,8 +60,9 @@ func TestBugTTLOfStoppedBoxes(t *testing.T) {
 	f.until(step{"GET /boxes", ``, 200, `{"sandboxes":[]}`})
 }
 
-// 2941, 3022, 3023: no close without exit, and no output lost with exit 0.
-func TestBugOutputLost(t *testing.T) {
+// 2941, and 3022 and 3023: no close without exit, and no output lost with exit 0
+// after a reconnect.
+func TestBug2941OutputLost(t *testing.T) {
 	f := serve(t, nil)
 	f.box(``)
 	const line = "for i in {1..20000}; do echo line $i; done"
@@ -84,43 +85,70 @@ func TestBugOutputLost(t *testing.T) {
 	s.play(`1000`)
 }
 
-// 3004: a sandbox that boots is 503 ServiceUnavailable, on upgrades too; 3388: it
-// can then be asked again with the same command_id.
-func TestBugBooting(t *testing.T) {
-	boot := make(chan struct{})
-	f := serve(t, func(o *server.Options) {
+// serveBooting serves sandboxes that boot until the function is called.
+func serveBooting(t *testing.T) (f *fixture, boot func()) {
+	gate := make(chan struct{})
+	return serve(t, func(o *server.Options) {
 		o.Runtime = strange{o.Runtime, func(ctx context.Context, _ runtime.Spec) error {
 			select {
-			case <-boot:
+			case <-gate:
 				return nil
 			case <-ctx.Done():
 				return ctx.Err()
 			}
 		}}
-	})
+	}), func() { close(gate) }
+}
+
+// upgrade is a request for a WebSocket.
+const upgrade = "/execute/ws\nConnection: Upgrade\nUpgrade: websocket\nSec-WebSocket-Version: 13\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA=="
+
+// 3004: a sandbox that boots is 503 ServiceUnavailable.
+func TestBug3004Booting(t *testing.T) {
+	f, boot := serveBooting(t)
 	f.do(
 		step{"POST /boxes", `{"name":"b","wait_for_ready":false}`, 201, `{"dataplane_url":"$url"}`},
 		step{"POST $url/execute", `{"command":"true"}`, 503, formA("ServiceUnavailable")},
-		step{"GET $url/execute/ws\nConnection: Upgrade\nUpgrade: websocket\nSec-WebSocket-Version: 13\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==", ``, 503, formA("ServiceUnavailable")},
+		step{"GET $url/download?path=x", ``, 503, formA("ServiceUnavailable")},
 	)
-	close(boot)
+	boot()
+	f.until(step{"GET /boxes/b/status", ``, 200, `{"status":"ready"}`})
+	f.do(execute("echo up", 0, "up\n"))
+}
+
+// 3388: so is an upgrade, and it can then be asked for again with the same
+// command_id.
+func TestBug3388UpgradeWhileBooting(t *testing.T) {
+	f, boot := serveBooting(t)
+	f.do(
+		step{"POST /boxes", `{"name":"b","wait_for_ready":false}`, 201, `{"dataplane_url":"$url"}`},
+		step{"GET $url" + upgrade, ``, 503, formA("ServiceUnavailable")},
+	)
+	boot()
 	f.until(step{"GET /boxes/b/status", ``, 200, `{"status":"ready"}`})
 	f.play(command("echo up", `,"command_id":"c"`), `S {"type":"started","command_id":"c"}`, `S {"type":"stdout","data":"up\n"}`, `S {"type":"exit","exit_code":0}`, `1000`)
 }
 
-// 3090, 3273: a stopped box keeps its dataplane_url, and a request there resumes it.
-func TestBugStoppedBoxes(t *testing.T) {
+// 3090: a request to a stopped box resumes it.
+func TestBug3090StoppedBoxes(t *testing.T) {
+	f := serve(t, nil)
+	f.box(``)
+	f.do(step{"POST /boxes/$id/stop", `{}`, 204, ``})
+	f.play(command("true", ""), `S {"type":"started"}`, `S {"type":"exit","exit_code":0}`, `1000`)
+}
+
+// 3273: a stopped box keeps its dataplane_url.
+func TestBug3273StoppedBoxKeepsURL(t *testing.T) {
 	f := serve(t, nil)
 	f.box(``)
 	f.do(
 		step{"POST /boxes/$id/stop", `{}`, 204, ``},
 		step{"GET /boxes/$id", ``, 200, `{"status":"stopped","dataplane_url":"$url"}`},
 	)
-	f.play(command("true", ""), `S {"type":"started"}`, `S {"type":"exit","exit_code":0}`, `1000`)
 }
 
 // 3167, 3177: names cannot lead out of their place in a path, or be empty.
-func TestBugPathInjection(t *testing.T) {
+func TestBug3167PathInjection(t *testing.T) {
 	f := serve(t, nil)
 	f.box(`"name":"b"`)
 	for _, name := range []string{"..%2Fboxes%2Fb", "%2E%2E", "b%2Fstatus", "none%2F..%2Fb", "b%00", "b%3Fx"} {
@@ -139,7 +167,7 @@ func TestBugPathInjection(t *testing.T) {
 }
 
 // 3244: of a header that is sent twice, in whatever case, the last one counts.
-func TestBugHeaderTwice(t *testing.T) {
+func TestBug3244HeaderTwice(t *testing.T) {
 	f := serve(t, nil)
 	for want, keys := range map[int][]string{200: {"wrong", key}, 401: {key, "wrong"}} {
 		text := "GET " + base + "/boxes HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nX-Api-Key: " + keys[0] + "\r\nx-api-key: " + keys[1] + "\r\n\r\n"
@@ -149,8 +177,8 @@ func TestBugHeaderTwice(t *testing.T) {
 	}
 }
 
-// 3261, 3266: a command runs once, whatever of its start is lost or repeated.
-func TestBugCommandTwice(t *testing.T) {
+// 3261: a command whose start was lost can be started again: it runs once.
+func TestBug3261StartLost(t *testing.T) {
 	f := serve(t, nil)
 	f.box(``)
 	const line = "echo once | tee -a ran"
@@ -162,8 +190,21 @@ func TestBugCommandTwice(t *testing.T) {
 	f.do(execute("cat ran", 0, "once\n"))
 }
 
+// 3266: a command over HTTP whose answer does not come has run, and is answered
+// with nothing that clients repeat.
+func TestBug3266RunTwice(t *testing.T) {
+	f := serve(t, nil)
+	f.box(``)
+	f.do(
+		step{"POST $url/execute", `{"command":"echo once >> ran; kill -9 $PPID; sleep 1000"}`, 500, formA("CommandError")},
+		step{"POST /boxes/$id/start", `{}`, 202, ``},
+	)
+	f.until(step{"GET /boxes/$id/status", ``, 200, `{"status":"ready"}`})
+	f.do(execute("cat ran", 0, "once\n"))
+}
+
 // 3301: each reconnect to a silent command is acknowledged with its id.
-func TestBugSilentCommand(t *testing.T) {
+func TestBug3301SilentCommand(t *testing.T) {
 	f := serve(t, nil)
 	f.box(``)
 	f.play(command("read x", `,"command_id":"c"`), `S {"type":"started","command_id":"c"}`).Close()
@@ -173,7 +214,7 @@ func TestBugSilentCommand(t *testing.T) {
 }
 
 // 3383: a capture without a capacity has the box's.
-func TestBugForcedCapacity(t *testing.T) {
+func TestBug3383ForcedCapacity(t *testing.T) {
 	f := serve(t, nil)
 	f.box(`"fs_capacity_bytes":1073741824`)
 	f.do(

@@ -299,7 +299,6 @@ func TestStandardInput(t *testing.T) { // §16.2, §16.14
 func TestUpgradeRefused(t *testing.T) {
 	each(t, "all", func(t *testing.T, f *fixture) {
 		f.box(``)
-		const upgrade = "/execute/ws\nConnection: Upgrade\nUpgrade: websocket\nSec-WebSocket-Version: 13\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA=="
 		f.do(
 			step{"GET $url" + upgrade + "\nX-Api-Key: wrong", ``, 401, formA("Unauthorized")},
 			step{"GET !/sb/none" + upgrade, ``, 404, formA("NotFound")},
