@@ -28,6 +28,7 @@ const (
 
 // Error types of the control plane.
 const (
+	kindNoVolume       = "VolumeProvisioning"
 	kindConflict       = "Conflict"
 	kindCrashLoop      = "CrashLoop"
 	kindForbidden      = "Forbidden"

@@ -44,6 +44,11 @@ func (s *Server) createVolume(c call) (int, any, error) {
 		}
 		return s.store.volumes.put(v.ID, v)
 	})
+	if _, told := errors.AsType[*failure](err); err != nil && !told {
+		f := fail(http.StatusServiceUnavailable, kindNoVolume, "the volume %q could not be made: the server's log says why under this id", v.Name)
+		f.cause = err
+		return 0, nil, f
+	}
 	return http.StatusCreated, v, err
 }
 

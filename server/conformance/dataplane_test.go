@@ -308,3 +308,65 @@ func TestUpgradeRefused(t *testing.T) {
 		}
 	})
 }
+
+// Further rows of files (§5, §16.4): links behave as the data plane does, and
+// nothing is compressed.
+func TestRangesOfLinks(t *testing.T) {
+	each(t, "late", func(t *testing.T, f *fixture) {
+		f.box(``)
+		f.do(
+			upload("f", "0123456789", 200, ``),
+			upload("empty", "", 200, ``),
+			step{"POST /boxes/$id/download-url", `{"path":"f"}`, 200, `{"download_url":"$link"}`},
+			step{"POST /boxes/$id/download-url", `{"path":"empty"}`, 200, `{"download_url":"$empty"}`},
+			step{"HEAD $url/download?path=f", ``, 200, "Last-Modified: $modified\nEtag: $etag\n="},
+		)
+		for _, get := range []string{"GET $url/download?path=f\nAccept-Encoding: gzip\nRange: bytes=", "GET $link\nX-Api-Key: \nAccept-Encoding: gzip\nRange: bytes="} {
+			f.do(
+				step{get + "2-4", ``, 206, "Content-Encoding: \nContent-Range: bytes 2-4/10\nEtag: $etag\n=234"},
+				step{get + "2-4\nIf-Range: $modified", ``, 206, "=234"},
+				step{get + "2-4\nIf-Range: Thu, 01 Jan 1970 00:00:00 GMT", ``, 200, "=0123456789"},
+				step{get + "2-4\nIf-Range: W/$etag", ``, 200, "=0123456789"},
+				step{get + "2-4\nIf-Range: \"x\"\nIf-None-Match: $etag", ``, 304, "Etag: $etag\n="},
+				step{get + "10-", ``, 416, "Content-Range: bytes */10\n"},
+				step{get + "0-1,3-4", ``, 200, "=0123456789"},
+			)
+		}
+		f.do(step{"GET $empty\nRange: bytes=5-", ``, 200, "Content-Length: 0\n="})
+	})
+}
+
+// Further rows of search (§16.5).
+func TestSearchRows(t *testing.T) {
+	each(t, "late", func(t *testing.T, f *fixture) {
+		f.box(``)
+		f.do(
+			execute(`mkdir -p d/real && cd d && ln -s real linked && printf 'x\377y' > real/odd && head -c 10000 /dev/zero | tr '\0' x > real/wide && touch b10 b2 B && pwd -P > ../root`, 0, ""),
+		)
+		_, root, err := f.send(t.Context(), "GET $url/download?path=root", "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.vars["d"] = strings.TrimSpace(string(root))
+		const glob, grep = "POST $url/glob", "POST $url/grep"
+		f.do(
+			step{glob, `{"pattern":"**/*","path":"$d"}`, 200, `{"matches":[{"path":"$d/B"},{"path":"$d/b10"},{"path":"$d/b2"},{"path":"$d/linked","is_dir":true},{"path":"$d/real","is_dir":true},{"path":"$d/real/odd"},{"path":"$d/real/wide"}]}`},
+			step{glob, `{"pattern":"[bB]?","path":"$d"}`, 200, `{"matches":[{"path":"$d/b2"}]}`},
+			step{glob, `{"pattern":"[!b]","path":"$d"}`, 200, `{"matches":[{"path":"$d/B"}]}`},
+			step{grep, `{"pattern":"y","path":"$d"}`, 200, `{"matches":[{"path":"$d/real/odd","line":1,"text":"x�y"}]}`},
+			step{grep, `{"pattern":"xxx","path":"$d/real/wide"}`, 200, `{"matches":[{"text":"` + strings.Repeat("x", 4096) + `"}],"truncated":false}`},
+			step{grep, `{"pattern":"xxx","path":"$d","limit":0}`, 422, ``},
+		)
+	})
+}
+
+// A daemon that was killed (§5): what may have run is no 502, and after it the
+// sandbox has failed.
+func TestDaemonGone(t *testing.T) {
+	each(t, "all", func(t *testing.T, f *fixture) {
+		f.box(``)
+		f.do(step{"POST $url/execute", `{"command":"kill -9 $PPID; sleep 1000"}`, 500, formA("CommandError")})
+		f.until(step{"POST $url/execute", `{"command":"true"}`, 400, formA("NotReady")})
+		f.do(step{"GET /boxes/$id/status", ``, 200, `{"status":"failed","status_message":"*"}`})
+	})
+}

@@ -194,7 +194,7 @@ func direct(s *server.Server, method, path string) *httptest.ResponseRecorder {
 //
 // want is a JSON value that the answer must have, in which objects may lack
 // fields, null is also an absent one, "*" is any text that is not empty, "~x" is
-// text with x in it, and "$name" binds a variable, or is what it was bound to.
+// text with x in it, "$name/x" is that with the variable in it, and "$name" binds a variable, or is what it was bound to.
 // "=x" is the text x instead of JSON, "" is anything. Lines "Name: value" before
 // it are headers, in the same way.
 type step struct {
@@ -397,7 +397,12 @@ func (f *fixture) match(at string, want, got any) string {
 		return ""
 	case string:
 		text, isText := got.(string)
-		if name, ok := strings.CutPrefix(want, "$"); ok {
+		if name, ok := strings.CutPrefix(want, "$"); ok && strings.Contains(name, "/") {
+			if text == f.expand(want) && isText {
+				return ""
+			}
+			return wrong
+		} else if ok {
 			if f.vars[name] == nil && got != nil {
 				f.vars[name] = got
 			}
