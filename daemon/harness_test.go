@@ -30,7 +30,7 @@ import (
 func TestMain(m *testing.M) {
 	process.Child()
 	daemon.Child()
-	os.Setenv("GORACE", "atexit_sleep_ms=0") // of the daemons, which end all the time
+	os.Setenv("GORACE", os.Getenv("GORACE")+" atexit_sleep_ms=0") // of the daemons, which end all the time
 	os.Exit(m.Run())
 }
 
