@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"maps"
@@ -98,16 +99,35 @@ func (s *Server) forward(w *recorder, r *http.Request, target *url.URL, h *handl
 		ErrorHandler:  func(_ http.ResponseWriter, _ *http.Request, failed error) { err = s.broken(r, id, h, failed) },
 		ErrorLog:      slog.NewLogLogger(s.options.Log.Handler(), slog.LevelInfo),
 	}
-	fullDuplex(w)
-	proxy.ServeHTTP(w, r)
+	proxy.ServeHTTP(w, whole(r))
 	return err
 }
 
-// fullDuplex lets an answer begin while the request is still being passed on.
-// Otherwise net/http takes the request's body away when the answer begins, and
-// the transport that still waits for its end fails, and drops the answer.
-func fullDuplex(w http.ResponseWriter) {
-	http.NewResponseController(w).EnableFullDuplex() // HTTP/2 always is
+// whole ends a request's body with its last byte. Transports look for an end
+// beyond it, and fail if net/http has taken the body away by then, as it does
+// when the answer begins: a quick answer would be dropped.
+func whole(r *http.Request) *http.Request {
+	if r.ContentLength > 0 {
+		r = r.WithContext(r.Context()) // a copy
+		r.Body = &promised{r.Body, r.ContentLength}
+	}
+	return r
+}
+
+type promised struct {
+	io.ReadCloser
+	left int64
+}
+
+func (p *promised) Read(buf []byte) (int, error) {
+	if p.left <= 0 {
+		return 0, io.EOF
+	}
+	n, err := p.ReadCloser.Read(buf)
+	if p.left -= int64(n); p.left <= 0 && err == nil {
+		err = io.EOF
+	}
+	return n, err
 }
 
 func noSandbox(id string) error {

@@ -401,8 +401,7 @@ func (s *Server) toService(w *recorder, r *http.Request, to service, token claim
 		},
 		ErrorLog: slog.NewLogLogger(s.options.Log.Handler(), slog.LevelInfo),
 	}
-	fullDuplex(w)
-	proxy.ServeHTTP(w, r)
+	proxy.ServeHTTP(w, whole(r))
 	return err
 }
 

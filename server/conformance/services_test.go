@@ -3,7 +3,6 @@
 package conformance
 
 import (
-	"bufio"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -105,50 +104,6 @@ func TestServiceWebSockets(t *testing.T) {
 			t.Errorf("got %q of kind %d, %v", data, kind, err)
 		}
 	})
-}
-
-// A service may answer before it has been sent all of the request, and end its
-// answer by ending the connection, as HTTP/1.0 does.
-func TestServiceAnswersEarly(t *testing.T) {
-	f := serve(t, nil)
-	f.box(``)
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { ln.Close() })
-	go func() {
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			r := bufio.NewReader(c)
-			if req, err := http.ReadRequest(r); err == nil {
-				io.WriteString(c, "HTTP/1.0 200 OK\r\n\r\nearly ")
-				body, _ := io.ReadAll(req.Body)
-				c.Write(body)
-			}
-			c.Close()
-		}
-	}()
-	f.link(ln.Addr().(*net.TCPAddr).Port, "")
-	c, err := net.Dial("tcp", strings.TrimPrefix(f.url, "http://"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	c.SetDeadline(time.Now().Add(20 * time.Second))
-	path := strings.TrimPrefix(f.expand("$service"), f.url)
-	fmt.Fprintf(c, "POST %s/ HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Langsmith-Sandbox-Service-Token: %s\r\nContent-Length: 5\r\n\r\nwhol", path, f.expand("$token"))
-	res, err := http.ReadResponse(bufio.NewReader(c), nil)
-	if err != nil {
-		t.Fatalf("before the request has ended: %v", err)
-	}
-	io.WriteString(c, "e")
-	if body, err := io.ReadAll(res.Body); string(body) != "early whole" || err != nil {
-		t.Errorf("got %q, %v", body, err)
-	}
 }
 
 // What the list of service URLs shows, and what taking one back does (§16.8).
