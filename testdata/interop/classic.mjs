@@ -11,6 +11,7 @@ await step("volumes", async () => {
   assert.equal((await client.getVolume("data")).size, "1Gi");
   assert.deepEqual((await client.listVolumes()).map((x) => x.name), ["data"]);
   assert.equal((await client.updateVolume("data", { size: "2Gi" })).size, "2Gi");
+  await assert.rejects(() => client.updateVolume("data", { size: "1Gi" }), /shrink/);
 });
 
 await step("templates", async () => {
@@ -23,8 +24,14 @@ await step("templates", async () => {
 await step("pools", async () => {
   const p = await client.createPool("warm", { templateName: "base", replicas: 1 });
   assert.equal(p.replicas, 1);
-  assert.equal((await client.updatePool("warm", { replicas: 0 })).replicas, 0);
-  await client.deletePool("warm");
+  assert.deepEqual((await client.listPools()).map((x) => x.name), ["warm"]);
+  const warm = await client.createSandbox("base", { name: "from-a-pool" });
+  assert.equal((await warm.run("echo warm")).stdout, "warm\n");
+  await warm.delete();
+  await failsAs("LangSmithResourceAlreadyExistsError", () => client.createPool("warm", { templateName: "base", replicas: 1 }));
+  assert.equal((await client.updatePool("warm", { newName: "cold", replicas: 0 })).replicas, 0);
+  assert.equal((await client.getPool("cold")).name, "cold");
+  await client.deletePool("cold");
 });
 
 const sb = await client.createSandbox("base", { name: "classic" });
@@ -67,6 +74,7 @@ await step("snapshots", async () => {
   assert.equal(snap.status, "ready");
   const copy = await client.createSandbox(undefined, { snapshotId: snap.id, name: "copy" });
   assert.equal((await copy.run("cat notes/a.txt")).stdout, "héllo");
+  assert.ok((await client.listSnapshots()).some((s) => s.id === snap.id));
   await copy.delete();
   await client.deleteSnapshot(snap.id);
 });

@@ -29,6 +29,19 @@ await step("input and its end", async () => {
   assert.equal((await long.result).exit_code, 137);
 });
 
+await step("reconnect", async () => {
+  const first = await sb.run("echo one; read line; echo two $line", { wait: false, closeInput: false });
+  const again = await sb.reconnect(first.commandId);
+  for await (const chunk of again) {
+    assert.equal(chunk.data, "one\n");
+    break;
+  }
+  first.sendInput("more\n");
+  assert.equal((await first.result).stdout, "one\ntwo more\n");
+  const rest = await sb.reconnect(first.commandId, { stdoutOffset: 4 });
+  assert.equal((await rest.result).stdout, "two more\n");
+});
+
 await step("run_config", async () => {
   assert.equal((await sb.run("echo $A; pwd", { runConfig: { work_dir: "/", env_vars: { A: "1" } } })).stdout, "1\n/\n");
 });
@@ -39,6 +52,12 @@ await step("files and ranges", async () => {
   assert.equal(stat.size_bytes ?? stat.sizeBytes, 10);
   const part = await sb.readRange("digits", { start: 2, end: 4 });
   assert.equal(new TextDecoder().decode(part.content), "234");
+  const tail = await sb.readRange("digits", { suffixBytes: 3 });
+  assert.deepEqual([new TextDecoder().decode(tail.content), tail.start], ["789", 7]);
+  const stale = await sb.readRange("digits", { start: 2, end: 4, ifRange: '"x"' });
+  assert.deepEqual([new TextDecoder().decode(stale.content), stale.partial], ["0123456789", false]);
+  await assert.rejects(() => sb.readRange("digits", { start: 10 }), /bytes \*\/10/);
+  await failsAs("LangSmithResourceNotFoundError", () => sb.stat("missing"));
   const same = await sb.readRange("digits", { start: 0, ifNoneMatch: stat.etag });
   assert.equal(same.unchanged, true);
 });
@@ -67,6 +86,19 @@ await step("stop and start", async () => {
   await sb.stop();
   await sb.start();
   assert.equal((await sb.run("cat digits")).stdout, "0123456789");
+});
+
+await step("service URLs", async () => {
+  const link = await client.serviceUrl("late", { port: 9 });
+  assert.ok(await link.token());
+  assert.equal((await link.fetch("/")).status, 502); // nobody listens
+  await assert.rejects(() => client.serviceUrl("late", { port: 9, access: "restricted" }), /access/);
+});
+
+await step("updates", async () => {
+  assert.equal((await client.updateSandbox("late", { newName: "later", idleTtlSeconds: 1200 })).name, "later");
+  assert.equal((await client.getSandbox("later")).labels.team, "a");
+  await client.updateSandbox("later", { newName: "late" });
 });
 
 await step("download URLs", async () => {
