@@ -183,22 +183,61 @@ func TestSnapshotLists(t *testing.T) {
 	})
 }
 
-// Proxies (§2.11): what contradicts itself is wrong input, and what no proxy
-// does here is refused by name. So are mounts (§2.12).
-func TestProxyConfig(t *testing.T) {
-	each(t, "classic head late", func(t *testing.T, f *fixture) {
+const (
+	headerRule = `{"name":"h","match_hosts":["a.example"],"headers":[{"name":"X","type":"opaque","value":"hidden"}],"env_vars":{"A":"rule","B":"rule"}}`
+	awsRule    = `{"name":"aws","type":"aws","aws":{"access_key_id":{"type":"opaque","value":"hidden"},"secret_access_key":{"type":"workspace_secret","value":"{KEY}"}}}`
+)
+
+// A proxy_config that contradicts itself is wrong input (§2.11). What no proxy
+// does is refused by name (§15), and so are mounts (§2.12).
+func TestProxyConfigRefused(t *testing.T) {
+	set := func(o *server.Options) { o.BestEffort = false }
+	eachWith(t, "head late", set, func(t *testing.T, f *fixture) {
 		f.box(`"proxy_config":{}`)
-		const both = `"proxy_config":{"access_control":{"allow_list":["a.example"],"deny_list":["b.example"]}}`
-		f.do(step{"POST /boxes", `{$source` + both + `}`, 422, `{"detail":[{"type":"value_error","msg":"*"}]}`})
-		for _, rule := range []string{
-			`{"name":"h","match_hosts":["a.example"],"headers":[{"name":"X","type":"opaque","value":"secret"}]}`,
-			`{"name":"aws","type":"aws","aws":{}}`, `{"name":"gcp","type":"gcp","gcp":{}}`,
-		} {
-			f.do(step{"POST /boxes", `{$source"proxy_config":{"rules":[` + rule + `]}}`, 422, refused("proxy_config")})
+		f.do(step{"POST /boxes", `{"proxy_config":{"access_control":{"allow_list":["a.example"],"deny_list":["b.example"]}}}`, 422, `{"detail":[{"type":"value_error","msg":"*"}]}`})
+		for _, rule := range []string{headerRule, awsRule} {
+			f.do(step{"POST /boxes", `{"proxy_config":{"rules":[` + rule + `]}}`, 422, refused("proxy_config")})
 		}
+		f.do(step{"POST /boxes", `{"proxy_config":{"access_control":{"allow_list":["a.example"]}}}`, 422, refused("proxy_config")})
+	})
+	each(t, "head late", func(t *testing.T, f *fixture) {
 		for _, mount := range []string{"s3", "gcs", "contexthub"} {
-			f.do(step{"POST /boxes", `{$source"mount_config":{"auth":{},"mounts":[{"id":"m","type":"` + mount + `","mount_path":"/mnt/m","` + mount + `":{}}]}}`, 422, refused("mount_config")})
+			f.do(step{"POST /boxes", `{"mount_config":{"auth":{},"mounts":[{"id":"m","type":"` + mount + `","mount_path":"/mnt/m","` + mount + `":{}}]}}`, 422, refused("mount_config")})
 		}
+	})
+}
+
+// A server that was told to do its best keeps the object, tells no secret, and
+// applies the variables of enabled rules, below the box's own (§2.11, §16.3).
+func TestProxyConfigKept(t *testing.T) {
+	each(t, "classic head late", func(t *testing.T, f *fixture) {
+		f.box(`"proxy_config":{"rules":[` + headerRule + `,` + awsRule + `]},"env_vars":{"B":"box"}`)
+		const secret = `{"type":"opaque","is_set":true,"value":null}`
+		f.do(
+			step{"GET /boxes/$id", ``, 200, `{"proxy_config":{"rules":[{"name":"h","headers":[{"name":"X","type":"opaque","is_set":true,"value":null}]},
+				{"name":"aws","aws":{"access_key_id":` + secret + `,"secret_access_key":{"type":"workspace_secret","is_set":true,"value":null}}}]}}`},
+			execute("echo $A $B", 0, "rule box\n"),
+			step{"POST /boxes", `{$source"proxy_config":{"access_control":{"allow_list":["a.example"],"deny_list":["b.example"]}}}`, 422, `{"detail":[{"type":"value_error","msg":"*"}]}`},
+		)
+		if _, body, err := f.send(t.Context(), "GET /boxes", ""); err != nil || strings.Contains(string(body), "hidden") {
+			t.Errorf("a secret is told: %s, %v", body, err)
+		}
+	})
+}
+
+// A change replaces the whole set, but for opaque values that are left out; a
+// stopped box takes it up at its next start (§16.6, §16.10).
+func TestProxyConfigChanged(t *testing.T) {
+	each(t, "late", func(t *testing.T, f *fixture) {
+		f.box(`"proxy_config":{"rules":[` + headerRule + `]}`)
+		f.do(
+			step{"POST /boxes/$id/stop", `{}`, 204, ``},
+			step{"PATCH /boxes/$id", `{"proxy_config":{"rules":[{"name":"h","match_hosts":["a.example"],"headers":[{"name":"X","type":"opaque"}],"env_vars":{"A":"changed"}}]}}`, 200,
+				`{"status":"stopped","proxy_config":{"rules":[{"headers":[{"name":"X","type":"opaque","is_set":true,"value":null}]}]}}`},
+			execute("echo $A$B", 0, "changed\n"),
+			step{"PATCH /boxes/$id", `{"proxy_config":{"rules":[]}}`, 200, ``},
+			execute("echo $A$B", 0, "\n"),
+		)
 	})
 }
 
