@@ -65,6 +65,8 @@ func sandboxRun(c *invocation) (starlark.Value, error) {
 		if err != nil {
 			return nil, &CommandError{string(a.command), err, box.Name}
 		}
+		c.Run.warnLost(result.LostStdout, wire.Stdout, string(a.command))
+		c.Run.warnLost(result.LostStderr, wire.Stderr, string(a.command))
 		return c.Run.finish(result, string(a.command), box.Name, a.text, a.check)
 	}
 	cmd, err := box.Start(c.Ctx, a.options())
@@ -81,7 +83,7 @@ func sandboxRun(c *invocation) (starlark.Value, error) {
 	defer v.close()
 	result, err := v.drain(c, &a)
 	if err != nil {
-		cmd.Kill(c.Ctx) // nobody is left to do so
+		cmd.Abandon() // nobody else will end it
 	}
 	return result, err
 }
@@ -266,14 +268,19 @@ func (v *command) detach() {
 // next is the next chunk, or io.EOF, or an error that names the command.
 func (v *command) next(ctx context.Context) (client.Chunk, error) {
 	chunk, err := v.cmd.Next(ctx)
-	if chunk.Gap > 0 {
-		v.run.options.Events.Emit(event.Warning{Text: fmt.Sprintf("%d bytes of %s were lost, which the sandbox no longer had when they were to be read: %s",
-			chunk.Gap, chunk.Stream, shorten(v.line))})
-	}
+	v.run.warnLost(chunk.Gap, chunk.Stream, v.line)
 	if err != nil && err != io.EOF {
 		err = &CommandError{v.line, err, v.sandbox}
 	}
 	return chunk, err
+}
+
+// warnLost tells the user about output that came too late to be read.
+func (r *Run) warnLost(bytes int64, stream, line string) {
+	if bytes > 0 {
+		r.options.Events.Emit(event.Warning{Text: fmt.Sprintf("%d bytes of %s were lost, which the sandbox no longer had when they were to be read: %s",
+			bytes, stream, shorten(line))})
+	}
 }
 
 // result reads on to the end. While another task reads, it waits.

@@ -124,7 +124,7 @@ var connectionAttributes = attributes[*connection]{fields: map[string]func(*conn
 		if err != nil {
 			return nil, err
 		}
-		info, err := c.run.serverInfo(c.run.here().task.Ctx, cl)
+		info, err := serverInfo(c.run.here().task.Ctx, cl)
 		if err != nil || info == nil || info.Runtime == "" {
 			return starlark.None, err
 		}
@@ -135,7 +135,7 @@ var connectionAttributes = attributes[*connection]{fields: map[string]func(*conn
 		if err != nil {
 			return nil, err
 		}
-		spoken, err := c.run.generations(c.run.here().task.Ctx, cl)
+		spoken, err := generations(c.run.here().task.Ctx, cl)
 		if err != nil || len(spoken) == 0 {
 			return starlark.None, err
 		}

@@ -202,7 +202,7 @@ func (k *kind[T]) entry(v *remote[T], cl *client.Client, name string) *entry {
 		}
 		return name
 	}
-	return &entry{kind: k.noun, name: func() string { return known(k.name) }, release: func(ctx context.Context) error {
+	return &entry{kind: k.noun, name: func() string { return known(k.name) }, on: cl, release: func(ctx context.Context) error {
 		return ignoreNotFound(k.delete(cl, ctx, known(k.ref)))
 	}}
 }
@@ -228,7 +228,7 @@ func (k *kind[T]) explain(c *invocation, cl *client.Client, err error) error {
 // lacking is the error of a server whose generation does not have the kind, or
 // nil.
 func (k *kind[T]) lacking(c *invocation, cl *client.Client) error {
-	spoken, err := c.Run.generations(c.Ctx, cl)
+	spoken, err := generations(c.Ctx, cl)
 	if err != nil || slices.ContainsFunc(spoken, func(g string) bool { return slices.Contains(k.generations, g) }) {
 		return err
 	}

@@ -57,9 +57,6 @@ type Run struct {
 	connecting sync.Mutex
 	client     *client.Client
 
-	asking sync.Mutex
-	infos  map[*client.Client]*wire.Info // nil if the server has none
-
 	mu         sync.Mutex // guards what follows, and every scope
 	warned     map[string]bool
 	left       []Leftover
@@ -69,7 +66,7 @@ type Run struct {
 // NewRun returns a run that has not connected yet.
 func NewRun(o Options) *Run {
 	r := &Run{options: o, slots: make(chan struct{}, maxParallel),
-		infos: map[*client.Client]*wire.Info{}, warned: map[string]bool{}, reassigned: map[string]variable{}}
+		warned: map[string]bool{}, reassigned: map[string]variable{}}
 	r.stdout = &maskedWriter{mask: &r.mask, to: o.Stdout}
 	r.options.Stdout, r.options.Events = r.stdout, r.mask.sink(o.Events)
 	return r
@@ -95,28 +92,19 @@ func (r *Run) connect(ctx context.Context) (*client.Client, error) {
 	return r.client, nil
 }
 
-// serverInfo asks the server once what it is. Only servers of this project
-// answer; the answer is nil for others.
-func (r *Run) serverInfo(ctx context.Context, c *client.Client) (*wire.Info, error) {
-	r.asking.Lock()
-	defer r.asking.Unlock()
-	info, asked := r.infos[c]
-	if !asked {
-		told, err := c.Info(ctx)
-		switch {
-		case err == nil:
-			info = told
-		case !errors.Is(err, client.ErrNotFound):
-			return nil, err
-		}
-		r.infos[c] = info
+// serverInfo asks the server what it is. Only servers of this project answer;
+// the answer is nil for others.
+func serverInfo(ctx context.Context, c *client.Client) (*wire.Info, error) {
+	info, err := c.Info(ctx)
+	if errors.Is(err, client.ErrNotFound) {
+		return nil, nil
 	}
-	return info, nil
+	return info, err
 }
 
 // generations are those of the API that the server speaks, oldest first.
-func (r *Run) generations(ctx context.Context, c *client.Client) ([]string, error) {
-	info, err := r.serverInfo(ctx, c)
+func generations(ctx context.Context, c *client.Client) ([]string, error) {
+	info, err := serverInfo(ctx, c)
 	if err != nil {
 		return nil, err
 	}

@@ -215,7 +215,7 @@ func createSandbox(c *invocation, a *sandboxArgs, scoped bool) (starlark.Value, 
 		return request.Name
 	}
 	asked := time.Now()
-	s.release = c.push(&entry{kind: "sandbox", name: name, release: func(ctx context.Context) error {
+	s.release = c.push(&entry{kind: "sandbox", name: name, on: cl, release: func(ctx context.Context) error {
 		if s.box.Load() == nil && chosen {
 			if ours, err := createdSince(ctx, cl, request.Name, asked); err != nil || !ours {
 				return err
@@ -277,7 +277,7 @@ func (c *invocation) warnUnenforced(cl *client.Client, cpu, memory, storage bool
 	if !cpu && !memory && !storage {
 		return
 	}
-	info, err := c.Run.serverInfo(c.Ctx, cl)
+	info, err := serverInfo(c.Ctx, cl)
 	if err != nil || info == nil {
 		return // an error will come back with the request itself
 	}

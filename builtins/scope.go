@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/sbx-star/sbx-star/client"
 	"github.com/sbx-star/sbx-star/event"
 )
 
@@ -22,11 +23,23 @@ var errAbandoned = errors.New("releasing was interrupted")
 // Leftover is something that a run created and could not release.
 type Leftover struct {
 	Kind, Name string // "sandbox", "web-1"
+	Endpoint   string // of the server that has it, if that is not the run's own
 	Err        error
 }
 
 // Delete is what a workflow has to say to delete it.
-func (l Leftover) Delete() string { return fmt.Sprintf("%s.delete(%q)", l.Kind, l.Name) }
+func (l Leftover) Delete() string { return l.say("delete") }
+
+// Reach is what it has to say to get at it.
+func (l Leftover) Reach() string { return l.say("get") }
+
+func (l Leftover) say(verb string) string {
+	call := fmt.Sprintf("%s.%s(%q)", l.Kind, verb, l.Name)
+	if l.Endpoint != "" {
+		call = fmt.Sprintf("client(%q).%s", l.Endpoint, call)
+	}
+	return call
+}
 
 // Scope is a stack of releases, and the tasks that were spawned in it. The
 // run's mutex guards it.
@@ -44,11 +57,12 @@ func newScope(ctx context.Context, run *Run) *Scope {
 
 // entry undoes one thing.
 type entry struct {
-	scope   *Scope        // nil once it is released or dropped
-	kind    string        // "sandbox", "template", "deferred cleanup"
-	name    func() string // of a resource, as it is called now; nil for others
-	quiet   bool          // a connection: closed in any case, also with --keep
-	early   bool          // a handle on something: may be released before what came later
+	scope   *Scope         // nil once it is released or dropped
+	kind    string         // "sandbox", "template", "deferred cleanup"
+	name    func() string  // of a resource, as it is called now; nil for others
+	on      *client.Client // of a resource: the connection that it was made over
+	quiet   bool           // a connection: closed in any case, also with --keep
+	early   bool           // a handle on something: may be released before what came later
 	release func(context.Context) error
 }
 
@@ -162,9 +176,8 @@ func (t *Task) Release(keep bool) error {
 		}
 		for _, e := range together {
 			if keep && e.name != nil {
-				name := e.name()
-				r.options.Events.Emit(event.Kept{Kind: e.kind, Name: name,
-					Reach: fmt.Sprintf("%s.get(%q)", e.kind, name), Delete: Leftover{Kind: e.kind, Name: name}.Delete()})
+				left := r.leftover(e, nil)
+				r.options.Events.Emit(event.Kept{Kind: left.Kind, Name: left.Name, Reach: left.Reach(), Delete: left.Delete()})
 			}
 		}
 		failed := make([]error, len(together))
@@ -182,8 +195,9 @@ func (t *Task) Release(keep bool) error {
 			case e.name == nil:
 				errs = append(errs, &ContextError{What: e.kind, Err: err})
 			default:
+				left := r.leftover(e, err)
 				r.mu.Lock()
-				r.left = append(r.left, Leftover{Kind: e.kind, Name: e.name(), Err: err})
+				r.left = append(r.left, left)
 				r.mu.Unlock()
 			}
 		}
@@ -204,6 +218,17 @@ func (e *entry) undo(ctx context.Context, keep bool) error {
 		err = context.Cause(ctx)
 	}
 	return err
+}
+
+// leftover describes a resource that is not released.
+func (r *Run) leftover(e *entry, err error) Leftover {
+	l := Leftover{Kind: e.kind, Name: e.name(), Err: err}
+	r.connecting.Lock()
+	defer r.connecting.Unlock()
+	if e.on != nil && e.on != r.client {
+		l.Endpoint = e.on.Endpoint()
+	}
+	return l
 }
 
 // releaseContext is the clock of one release. A release inside another one

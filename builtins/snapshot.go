@@ -86,7 +86,7 @@ func resolveSnapshot(c *invocation, cl *client.Client, r *wire.BoxCreate) error 
 	if r.SnapshotName == "" {
 		return nil
 	}
-	spoken, err := c.Run.generations(c.Ctx, cl)
+	spoken, err := generations(c.Ctx, cl)
 	if err != nil || slices.Contains(spoken, wire.Head) || slices.Contains(spoken, wire.Late) {
 		return err
 	}

@@ -34,7 +34,8 @@ const DefaultEndpoint = "https://api.smith.langchain.com/v2/sandboxes"
 // The bounds on what is read from a server that may send anything.
 const (
 	maxAnswer      = 64 << 20 // JSON of a success
-	maxErrorAnswer = 16 << 10
+	maxErrorAnswer = 1 << 20
+	maxErrorBody   = 16 << 10 // of it, to be kept
 )
 
 // Options configure a Client; the zero value talks to the hosted service
@@ -69,8 +70,10 @@ type Client struct {
 
 	tunnels tunnelSessions
 
-	probing    chan struct{} // held while generation is looked at or found out
+	probing    chan struct{} // held while what follows is looked at or found out
 	generation string
+	info       *wire.Info
+	infoErr    error // ErrNotFound, from a server that has none
 
 	// The clock of waits and the dice of their jitter, which tests replace.
 	sleep  func(context.Context, time.Duration) error
@@ -126,13 +129,6 @@ func (c *Client) String() string { return "client of " + c.base.Redacted() }
 
 // Close drops idle connections. Commands that are attached stay so.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
-
-// Info asks what the server is. Only servers of this project answer; from any
-// other the error is ErrNotFound.
-func (c *Client) Info(ctx context.Context) (*wire.Info, error) {
-	var info wire.Info
-	return &info, c.json(ctx, call{path: c.path("info")}, &info)
-}
 
 func key(k string) http.Header {
 	if k == "" {
@@ -223,7 +219,7 @@ func (c *Client) json(ctx context.Context, call call, out any) error {
 	}
 	if err := json.Unmarshal(raw, out); err != nil {
 		return &Error{Kind: ErrClient, Message: fmt.Sprintf("%s %s was answered with something else than the JSON of the protocol: %v", request.Method, request.URL.Path, err),
-			Status: response.StatusCode, Method: request.Method, Path: request.URL.Path, Body: raw[:min(len(raw), maxErrorAnswer)], Err: err}
+			Status: response.StatusCode, Method: request.Method, Path: request.URL.Path, Body: raw[:min(len(raw), maxErrorBody)], Err: err}
 	}
 	return nil
 }

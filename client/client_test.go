@@ -516,6 +516,16 @@ func TestAnswersAreBounded(t *testing.T) {
 	}
 }
 
+// A long reason is read whole, and kept in part.
+func TestLongErrors(t *testing.T) {
+	long := strings.Repeat("x", 100<<10)
+	c, _ := serve(t, answer{400, `{"detail":{"error":"Odd","message":"` + long + `"}}`, nil})
+	_, err := c.GetSandbox(t.Context(), "a")
+	e := wantKind(t, err, ErrClient)
+	wantEqual(t, "type", e.ErrorType, "Odd")
+	wantEqual(t, "lengths", []int{len(e.Message), len(e.Body)}, []int{100 << 10, 16 << 10})
+}
+
 func TestAnAnswerThatEndsEarly(t *testing.T) {
 	c, _ := serve(t, answer{200, `{"name":"a"}`, http.Header{"Content-Length": {"100"}}})
 	_, err := c.GetSandbox(t.Context(), "a")

@@ -93,9 +93,11 @@ type piece struct {
 type output struct {
 	text strings.Builder
 	raw  *strings.Builder // nil as long as it is the text
+	lost int64            // bytes, in gaps
 }
 
 func (o *output) add(c Chunk) {
+	o.lost += c.Gap
 	if o.raw == nil && c.Raw != c.Data {
 		o.raw = &strings.Builder{}
 		o.raw.WriteString(o.text.String())
@@ -666,7 +668,7 @@ func (c *Command) Result(ctx context.Context) (*Result, error) {
 	for {
 		if _, err := c.Next(ctx); err == io.EOF {
 			return &Result{Stdout: c.output[0].text.String(), Stderr: c.output[1].text.String(), ExitCode: c.exitCode, CommandID: c.ID(), Duration: c.duration,
-				RawStdout: c.output[0].bytes(), RawStderr: c.output[1].bytes(), Signal: c.signal}, nil
+				RawStdout: c.output[0].bytes(), RawStderr: c.output[1].bytes(), LostStdout: c.output[0].lost, LostStderr: c.output[1].lost, Signal: c.signal}, nil
 		} else if err != nil {
 			return nil, err
 		}
@@ -702,14 +704,13 @@ func (c *Command) Kill(ctx context.Context) error {
 	return err
 }
 
-// abort kills the command of a caller who is gone: at once or not at all.
-func (c *Command) abort() {
-	c.mu.Lock()
-	sock := c.sock
-	c.mu.Unlock()
-	if sock != nil {
-		sock.write(context.Background(), killLimit, &wire.Kill{})
-	}
+// Abandon kills the command for a caller who is gone and closes the handle. It
+// connects again if it has to, and takes five seconds at most.
+func (c *Command) Abandon() {
+	ctx, cancel := context.WithTimeout(context.Background(), killGrace)
+	defer cancel()
+	c.Kill(ctx)
+	c.Close()
 }
 
 func (c *Command) wake() {
@@ -786,7 +787,7 @@ func (c *Command) Signal(ctx context.Context, name string) error {
 	case name == "KILL":
 		return c.Kill(ctx)
 	}
-	return c.tell(ctx, &wire.Signal{Signal: name}, "signals other than KILL")
+	return c.tell(ctx, &wire.Signal{Signal: name}, "send signals other than KILL")
 }
 
 // Resize sets the size of the command's terminal, in characters. A server that
@@ -799,10 +800,10 @@ func (c *Command) Resize(ctx context.Context, cols, rows int) error {
 	if !c.options.PTY {
 		return &Error{Kind: ErrOperation, Operation: "command", Message: "the command does not run on a terminal, so there is nothing to resize"}
 	}
-	return c.tell(ctx, &wire.Resize{Cols: cols, Rows: rows}, "a change of the terminal's size")
+	return c.tell(ctx, &wire.Resize{Cols: cols, Rows: rows}, "change the size of a terminal")
 }
 
-// tell sends a message that only exec.v1 has; what is what it asks for.
+// tell sends a message that only exec.v1 has; what is what it asks to do.
 func (c *Command) tell(ctx context.Context, m wire.Message, what string) error {
 	c.mu.Lock()
 	finished := c.finished
@@ -815,7 +816,7 @@ func (c *Command) tell(ctx context.Context, m wire.Message, what string) error {
 		return err
 	}
 	if !sock.v1 {
-		return &Error{Kind: ErrOperation, Operation: "command", Message: fmt.Sprintf("this server knows no %s: it does not speak %s", what, wire.ExecV1)}
+		return &Error{Kind: ErrOperation, Operation: "command", Message: fmt.Sprintf("this server cannot %s: it does not speak %s", what, wire.ExecV1)}
 	}
 	return sock.write(ctx, sock.timeouts.Close, m)
 }

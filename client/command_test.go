@@ -1219,6 +1219,19 @@ func TestRunIsKilledWhenItsContextEnds(t *testing.T) {
 	wantEqual(t, "heard", <-heard, []string{killMessage})
 }
 
+// That holds while the connection is down, too.
+func TestRunIsKilledWhenItsContextEndsWhileDetached(t *testing.T) {
+	heard := make(chan []string, 1)
+	b, _, _ := talk(t, func(p *peer) { p.start() }, func(p *peer) { heard <- p.untilEnd() })
+	ctx, cancel := context.WithCancelCause(t.Context())
+	why := errors.New("why")
+	b.client.sleep = func(ctx context.Context, d time.Duration) error { cancel(why); return sleep(ctx, d) }
+	if _, err := b.Run(ctx, RunOptions{Command: "x", CommandID: "id"}); err != why {
+		t.Errorf("got %v", err)
+	}
+	wantEqual(t, "heard", <-heard, []string{`{"type":"reconnect","command_id":"id","stdout_offset":0,"stderr_offset":0}`, killMessage})
+}
+
 // Nobody has a handle on a command whose start is cancelled.
 func TestStartIsKilledWhenItsContextEnds(t *testing.T) {
 	heard := make(chan []string, 1)
@@ -1589,6 +1602,8 @@ func TestRunOverHTTP(t *testing.T) {
 		"input":      {404, with(func(o *RunOptions) { o.CloseStdin = false }), false},
 		"a PTY":      {404, with(func(o *RunOptions) { o.PTY = true }), false},
 		"no timeout": {404, with(func(o *RunOptions) { o.Timeout = 0 }), false},
+		"an id":      {404, with(func(o *RunOptions) { o.CommandID = "id" }), false},
+		"kill":       {404, with(func(o *RunOptions) { o.KillOnDisconnect = true }), false},
 	} {
 		var executed atomic.Int32
 		mux := http.NewServeMux()
@@ -1610,6 +1625,20 @@ func TestRunOverHTTP(t *testing.T) {
 	b, _, _ := talk(t, many(6, dropped)...) // the command may have run
 	_, err := b.Run(t.Context(), able)
 	wantKind(t, err, ErrConnection)
+}
+
+// What plain HTTP cannot do is refused by name, and not left out.
+func TestExecRefusesWhatHTTPCannotDo(t *testing.T) {
+	for want, o := range map[string]RunOptions{
+		"a terminal": {PTY: true}, "an id for a command": {CommandID: "id"}, "the end of a command whose client is gone": {KillOnDisconnect: true},
+	} {
+		c, s := serve(t, answer{200, `{}`, nil})
+		o.Command = "x"
+		_, err := boxAt(c, s.url).Exec(t.Context(), o)
+		if e := wantKind(t, err, ErrValidation); !strings.Contains(e.Message, want) || len(s.asked()) > 0 {
+			t.Errorf("%s: %v, %d requests", want, e, len(s.asked()))
+		}
+	}
 }
 
 // All methods but Next and Result may be called while those run.

@@ -264,7 +264,7 @@ func answerError(method, path string, status int, header http.Header, raw []byte
 	p := wire.DecodeProblem(status, raw)
 	e := &Error{
 		Kind: ErrClient, Message: p.Message, Status: status, ErrorType: p.Type, ErrorID: p.ID,
-		Method: method, Path: path, Body: raw, RetryAfter: retryAfter(header),
+		Method: method, Path: path, Body: raw[:min(len(raw), maxErrorBody)], RetryAfter: retryAfter(header),
 	}
 	switch {
 	case status/100 == 3:

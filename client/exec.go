@@ -40,7 +40,10 @@ type Result struct {
 	Duration       time.Duration // of the command, if the server tells; else from its start, or the attachment, to its end as seen from here
 
 	RawStdout, RawStderr string // the bytes behind Stdout and Stderr; see Chunk
-	Signal               string // that ended it, as in TERM; "" for none or if the server does not tell
+
+	LostStdout, LostStderr int64 // bytes missing in them, which the sandbox no longer had; see Chunk.Gap
+
+	Signal string // that ended it, as in TERM; "" for none or if the server does not tell
 }
 
 // Run runs a command and waits for its end. When ctx ends first, the command is
@@ -49,7 +52,7 @@ type Result struct {
 func (s *Sandbox) Run(ctx context.Context, o RunOptions) (*Result, error) {
 	cmd, err := s.Start(ctx, o)
 	if err != nil {
-		if noSocket(err) && o.CloseStdin && !o.PTY && o.Timeout > 0 {
+		if noSocket(err) && o.CloseStdin && o.Timeout > 0 && o.beyondHTTP() == "" {
 			return s.Exec(ctx, o)
 		}
 		return nil, err
@@ -57,9 +60,22 @@ func (s *Sandbox) Run(ctx context.Context, o RunOptions) (*Result, error) {
 	defer cmd.Close()
 	result, err := cmd.Result(ctx)
 	if ctx.Err() != nil {
-		cmd.abort()
+		cmd.Abandon()
 	}
 	return result, err
+}
+
+// beyondHTTP is what was asked for that plain HTTP has no means for, or "".
+func (o RunOptions) beyondHTTP() string {
+	switch {
+	case o.PTY:
+		return "a terminal"
+	case o.KillOnDisconnect:
+		return "the end of a command whose client is gone"
+	case o.CommandID != "":
+		return "an id for a command"
+	}
+	return ""
 }
 
 // noSocket reports whether an upgrade was refused in a way that says that there
@@ -73,10 +89,16 @@ func noSocket(err error) bool {
 }
 
 // Exec runs a command over plain HTTP, with nothing on its stdin. Its output
-// comes when it has ended, and the server bounds how much that is.
+// comes when it has ended, and the server bounds how much that is. There is
+// nothing to attach to, so IdleTimeout and TTL have no object, and PTY,
+// KillOnDisconnect and a CommandID are refused. Without a Timeout, nobody waits
+// longer than ten seconds.
 func (s *Sandbox) Exec(ctx context.Context, o RunOptions) (*Result, error) {
 	if err := o.validate(); err != nil {
 		return nil, err
+	}
+	if what := o.beyondHTTP(); what != "" {
+		return nil, argumentError("plain HTTP has no means for %s; use Start or Run", what)
 	}
 	started := time.Now()
 	response, err := send[wire.ExecResponse](ctx, s.client, call{

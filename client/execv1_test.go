@@ -190,6 +190,22 @@ func TestGaps(t *testing.T) {
 	}
 }
 
+// Who waits for the result learns what is missing in it.
+func TestAResultTellsWhatWasLost(t *testing.T) {
+	b, _ := talkV1(t, func(p *peer) {
+		p.start()
+		p.say(messageOf(t, &wire.Gap{Stream: "stdout", From: 0, To: 9}))
+		p.write("stdout", "a", 9)
+		p.say(messageOf(t, &wire.Gap{Stream: "stderr", From: 0, To: 2}), `{"type":"exit","exit_code":0}`)
+		p.untilEnd()
+	})
+	r, err := b.Run(t.Context(), RunOptions{Command: "x", CommandID: "id"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantEqual(t, "lost", []int64{r.LostStdout, r.LostStderr}, []int64{9, 2})
+}
+
 // A gap is told once, also when the connection is lost behind it.
 func TestAGapIsKeptAcrossALoss(t *testing.T) {
 	b, _ := talkV1(t, func(p *peer) {

@@ -11,16 +11,53 @@ import (
 // This file defines how a client finds out which generation of the API a server
 // speaks, where callers have to know (protocol.md §12, §15).
 
+// Info asks what the server is, once. Only servers of this project answer; from
+// any other the error is ErrNotFound. The answer is shared: it must not be changed.
+func (c *Client) Info(ctx context.Context) (*wire.Info, error) {
+	if err := c.startProbing(ctx); err != nil {
+		return nil, err
+	}
+	defer c.endProbing()
+	return c.askInfo(ctx)
+}
+
+func (c *Client) startProbing(ctx context.Context) error {
+	select {
+	case c.probing <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (c *Client) endProbing() { <-c.probing }
+
+func (c *Client) askInfo(ctx context.Context) (*wire.Info, error) {
+	if c.info != nil || c.infoErr != nil {
+		return c.info, c.infoErr
+	}
+	info, err := send[wire.Info](ctx, c, call{path: c.path("info"), errors: func(e *Error, p wire.Problem) {
+		if mapGeneric(e, p); isAbsent(e) {
+			e.Kind = ErrNotFound
+		}
+	}})
+	switch {
+	case err == nil:
+		c.info = info
+	case isAbsent(err):
+		c.infoErr = err
+	}
+	return info, err
+}
+
 // Generation is the newest generation that the server is known to speak:
 // wire.Late where it says so itself, and of others what they can be seen to
 // have. It is found out once; a failure to do so is tried again the next time.
 func (c *Client) Generation(ctx context.Context) (string, error) {
-	select {
-	case c.probing <- struct{}{}:
-		defer func() { <-c.probing }()
-	case <-ctx.Done():
-		return "", context.Cause(ctx)
+	if err := c.startProbing(ctx); err != nil {
+		return "", err
 	}
+	defer c.endProbing()
 	if c.generation != "" {
 		return c.generation, nil
 	}
@@ -30,7 +67,7 @@ func (c *Client) Generation(ctx context.Context) (string, error) {
 }
 
 func (c *Client) probe(ctx context.Context) (string, error) {
-	info, err := c.Info(ctx)
+	info, err := c.askInfo(ctx)
 	if err == nil {
 		if n := len(info.Generations); n > 0 {
 			return info.Generations[n-1], nil

@@ -40,8 +40,23 @@ func TestGeneration(t *testing.T) {
 	}
 }
 
+func TestInfoIsAskedOnce(t *testing.T) {
+	for _, status := range []int{200, 404, 405, 501} {
+		c, s := serve(t, answer{status, `{"server":"sbx-star","generations":["late"]}`, nil})
+		for range 2 {
+			info, err := c.Info(t.Context())
+			if status == 200 {
+				wantEqual(t, "server", info.Server, "sbx-star")
+			} else {
+				wantKind(t, err, ErrNotFound)
+			}
+		}
+		wantEqual(t, "requests", len(s.asked()), 1)
+	}
+}
+
 func TestAGenerationThatCannotBeFoundOut(t *testing.T) {
-	c, s := serve(t, answer{401, `{}`, nil}, answer{404, `{}`, nil}, answer{500, `{}`, nil}, answer{404, `{}`, nil}, answer{404, `{}`, nil})
+	c, s := serve(t, answer{401, `{}`, nil}, answer{404, `{}`, nil}, answer{500, `{}`, nil}, answer{404, `{}`, nil})
 	_, err := c.Generation(t.Context())
 	wantKind(t, err, ErrAuthentication)
 	_, err = c.Generation(t.Context())
@@ -49,7 +64,7 @@ func TestAGenerationThatCannotBeFoundOut(t *testing.T) {
 	if got, err := c.Generation(t.Context()); err != nil || got != wire.Head {
 		t.Errorf("got %q, %v", got, err)
 	}
-	wantEqual(t, "requests", len(s.asked()), 5)
+	wantEqual(t, "requests", len(s.asked()), 4) // what is known is not asked again
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	c.probing <- struct{}{} // somebody else is at it

@@ -1,8 +1,10 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/url"
 	"strings"
@@ -158,30 +160,46 @@ func (c *Client) SandboxStatus(ctx context.Context, name string) (*wire.BoxStatu
 // once; an interval of 0 is one of a second. One that failed is ErrCreation, and
 // ErrTimeout carries the last status.
 func (c *Client) WaitForSandbox(ctx context.Context, name string, timeout, poll time.Duration) (*Sandbox, error) {
-	if poll <= 0 {
-		poll = time.Second
-	}
-	for deadline := time.Now().Add(timeout); ; {
+	err := c.wait(ctx, "sandbox", timeout, cmp.Or(max(poll, 0), time.Second), func() (state, error) {
 		status, err := c.SandboxStatus(ctx, name)
 		if err != nil {
-			return nil, err
+			return state{}, err
 		}
-		switch status.Status {
+		seen := state{name: name, status: status.Status}
+		if status.StatusMessage != nil {
+			seen.reason = *status.StatusMessage
+		}
+		return seen, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return c.GetSandbox(ctx, name)
+}
+
+// A state is how a resource is that is waited for.
+type state struct{ name, status, reason string }
+
+// wait looks at a resource every poll interval, at least once, until it is ready
+// (§2.5). One that failed is ErrCreation, and ErrTimeout carries the last status.
+func (c *Client) wait(ctx context.Context, resource string, timeout, poll time.Duration, look func() (state, error)) error {
+	for deadline := time.Now().Add(timeout); ; {
+		seen, err := look()
+		if err != nil {
+			return err
+		}
+		switch seen.status {
 		case wire.StatusReady:
-			return c.GetSandbox(ctx, name)
+			return nil
 		case wire.StatusFailed:
-			message := "sandbox " + name + " failed to start"
-			if status.StatusMessage != nil && *status.StatusMessage != "" {
-				message = *status.StatusMessage
-			}
-			return nil, &Error{Kind: ErrCreation, Message: message, ResourceType: "sandbox"}
+			return &Error{Kind: ErrCreation, Message: cmp.Or(seen.reason, fmt.Sprintf("%s %s could not be made ready", resource, seen.name)), ResourceType: resource}
 		}
 		left := time.Until(deadline)
 		if left <= 0 {
-			return nil, &Error{Kind: ErrTimeout, Message: "sandbox " + name + " was not ready within " + timeout.String(), ResourceType: "sandbox", LastStatus: status.Status}
+			return &Error{Kind: ErrTimeout, Message: fmt.Sprintf("%s %s was not ready within %v", resource, seen.name, timeout), ResourceType: resource, LastStatus: seen.status}
 		}
 		if err := c.sleep(ctx, min(poll, left)); err != nil {
-			return nil, err
+			return err
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"net/http"
 	"net/url"
@@ -63,32 +64,17 @@ func (c *Client) DeleteSnapshot(ctx context.Context, id string) error {
 // least once; an interval of 0 is one of two seconds. One that failed is
 // ErrCreation, and ErrTimeout carries the last status.
 func (c *Client) WaitForSnapshot(ctx context.Context, id string, timeout, poll time.Duration) (*wire.Snapshot, error) {
-	if poll <= 0 {
-		poll = 2 * time.Second
+	var seen *wire.Snapshot
+	err := c.wait(ctx, "snapshot", timeout, cmp.Or(max(poll, 0), 2*time.Second), func() (_ state, err error) {
+		if seen, err = c.GetSnapshot(ctx, id); err != nil {
+			return state{}, err
+		}
+		return state{seen.Name, seen.Status, seen.StatusMessage}, nil
+	})
+	if err != nil {
+		return nil, err
 	}
-	for deadline := time.Now().Add(timeout); ; {
-		s, err := c.GetSnapshot(ctx, id)
-		if err != nil {
-			return nil, err
-		}
-		switch s.Status {
-		case wire.StatusReady:
-			return s, nil
-		case wire.StatusFailed:
-			message := s.StatusMessage
-			if message == "" {
-				message = "snapshot " + s.Name + " could not be made"
-			}
-			return nil, &Error{Kind: ErrCreation, Message: message, ResourceType: "snapshot"}
-		}
-		left := time.Until(deadline)
-		if left <= 0 {
-			return nil, &Error{Kind: ErrTimeout, Message: "snapshot " + s.Name + " was not ready within " + timeout.String(), ResourceType: "snapshot", LastStatus: s.Status}
-		}
-		if err := c.sleep(ctx, min(poll, left)); err != nil {
-			return nil, err
-		}
-	}
+	return seen, nil
 }
 
 // CreateRegistry records a registry that images are pulled from. It is not sent

@@ -121,7 +121,7 @@ func TestWaitForSnapshot(t *testing.T) {
 
 	c, _ = serve(t, answer{200, `{"name":"s","status":"failed"}`, nil})
 	_, err = c.WaitForSnapshot(t.Context(), "i", 0, 0)
-	wantEqual(t, "failed without a reason", wantKind(t, err, ErrCreation).Error(), "snapshot s could not be made")
+	wantEqual(t, "failed without a reason", wantKind(t, err, ErrCreation).Error(), "snapshot s could not be made ready")
 
 	c, s = serve(t, status("deleting"))
 	_, err = c.WaitForSnapshot(t.Context(), "i", 0, time.Second)
