@@ -31,13 +31,15 @@ type runArgs struct {
 	wait, check           bool
 	stdin                 optional[data]
 	text                  bool
+	runConfig             runConfig
+	commandID             optional[string]
 }
 
 func (a *runArgs) options() client.RunOptions {
 	o := client.RunOptions{
 		Command: string(a.command), Env: a.env, Cwd: a.cwd.or(""), Shell: a.shell,
 		Timeout: time.Duration(a.timeout), IdleTimeout: time.Duration(a.idleTimeout), TTL: time.Duration(a.ttl),
-		KillOnDisconnect: a.killOnDisconnect, PTY: a.pty,
+		KillOnDisconnect: a.killOnDisconnect, PTY: a.pty, RunConfig: a.runConfig.ptr, CommandID: a.commandID.or(""),
 		CloseStdin: a.wait && a.stdin.ptr == nil && !a.pty,
 	}
 	if len(o.Env) == 0 {
@@ -49,12 +51,15 @@ func (a *runArgs) options() client.RunOptions {
 func sandboxRun(c *invocation) (starlark.Value, error) {
 	var a runArgs
 	if err := c.unpack(&a.command, &a.timeout, &a.env, &a.cwd, &a.shell, &a.onStdout, &a.onStderr, &a.idleTimeout,
-		&a.killOnDisconnect, &a.ttl, &a.pty, &a.wait, &a.check, &a.stdin, &a.text); err != nil {
+		&a.killOnDisconnect, &a.ttl, &a.pty, &a.wait, &a.check, &a.stdin, &a.text, &a.runConfig, &a.commandID); err != nil {
 		return nil, err
 	}
 	callbacks := a.onStdout.ptr != nil || a.onStderr.ptr != nil
 	if callbacks && !a.wait {
 		return nil, c.argumentError("on_stdout and on_stderr need wait=True; without waiting, iterate over the command")
+	}
+	if a.runConfig.ptr != nil && (len(a.env) > 0 || a.cwd.or("") != "") {
+		return nil, c.argumentError("run_config excludes env and cwd: put them into it as env_vars and work_dir")
 	}
 	if err := c.mayAct(); err != nil {
 		return nil, err

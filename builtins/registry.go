@@ -18,7 +18,7 @@ func newRegistryKind() *kind[wire.Registry] {
 		name: func(r *wire.Registry) string { return r.Name },
 		ref:  func(r *wire.Registry) string { return r.Name },
 		text: func(r *wire.Registry) string { return fmt.Sprintf("registry(%q, url=%q)", r.Name, r.URL) },
-		get:  (*client.Client).GetRegistry, list: (*client.Client).ListRegistries, delete: (*client.Client).DeleteRegistry,
+		get:  (*client.Client).GetRegistry, delete: (*client.Client).DeleteRegistry,
 	}
 	k.attributes.methods = map[string]*starlark.Builtin{
 		"update":  k.bind("Registry.update", registryUpdate),
@@ -33,7 +33,7 @@ func newRegistries() *namespace {
 	return &namespace{name: "client.registries", members: starlark.StringDict{
 		"create":   k.bind("client.registries.create", registryCreate),
 		"retrieve": k.bind("client.registries.retrieve", getResource),
-		"list":     k.bind("client.registries.list", listResources),
+		"list":     k.bind("client.registries.list", registryList),
 		"update":   k.bind("client.registries.update", registryUpdate),
 		"delete":   k.bind("client.registries.delete", deleteResource),
 	}}
@@ -46,6 +46,15 @@ func registryCreate(c *invocation, k *kind[wire.Registry]) (starlark.Value, erro
 		return nil, err
 	}
 	return k.made(c, cl)(cl.CreateRegistry(c.Ctx, want))
+}
+
+func registryList(c *invocation, k *kind[wire.Registry]) (starlark.Value, error) {
+	var a listArgs
+	cl, err := c.connect(a.vars()...)
+	if err != nil {
+		return nil, err
+	}
+	return k.values(c, cl)(cl.ListRegistries(c.Ctx, a.query()))
 }
 
 func registryUpdate(c *invocation, k *kind[wire.Registry]) (starlark.Value, error) {

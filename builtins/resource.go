@@ -228,15 +228,21 @@ func (k *kind[T]) explain(c *invocation, cl *client.Client, err error) error {
 // lacking is the error of a server whose generation does not have the kind, or
 // nil.
 func (k *kind[T]) lacking(c *invocation, cl *client.Client) error {
+	return c.lacking(cl, plural(k.noun), k.generations)
+}
+
+// lacking is the error of a server that speaks none of the generations that have
+// something, or nil.
+func (c *invocation) lacking(cl *client.Client, what string, having []string) error {
 	spoken, err := generations(c.Ctx, cl)
-	if err != nil || slices.ContainsFunc(spoken, func(g string) bool { return slices.Contains(k.generations, g) }) {
+	if err != nil || slices.ContainsFunc(spoken, func(g string) bool { return slices.Contains(having, g) }) {
 		return err
 	}
-	has, speaks := "generation "+k.generations[0]+" of the API has", enumerate(spoken)
-	if len(k.generations) > 1 {
-		has = "generations " + enumerate(k.generations) + " of the API have"
+	has, speaks := "generation "+having[0]+" of the API has", enumerate(spoken)
+	if len(having) > 1 {
+		has = "generations " + enumerate(having) + " of the API have"
 	}
-	return &client.Error{Kind: client.ErrAPI, Err: errLacking, Message: fmt.Sprintf("this server has no %s: %s them, and it speaks %s", plural(k.noun), has, speaks)}
+	return &client.Error{Kind: client.ErrAPI, Err: errLacking, Message: fmt.Sprintf("this server has no %s: %s them, and it speaks %s", what, has, speaks)}
 }
 
 // errLacking is why a server does not do what belongs to another generation.

@@ -74,29 +74,31 @@ func (s *sandboxValue) Attr(name string) (starlark.Value, error) {
 }
 
 var sandboxAttributes = attributes[*sandboxValue]{methods: map[string]*starlark.Builtin{
-	"run":              builtin("Sandbox.run", sandboxRun),
-	"reconnect":        builtin("Sandbox.reconnect", sandboxReconnect),
-	"write":            builtin("Sandbox.write", sandboxWrite),
-	"read":             builtin("Sandbox.read", sandboxRead),
-	"read_text":        builtin("Sandbox.read_text", sandboxReadText),
-	"exists":           builtin("Sandbox.exists", sandboxExists),
-	"upload":           builtin("Sandbox.upload", sandboxUpload),
-	"download":         builtin("Sandbox.download", sandboxDownload),
-	"refresh":          builtin("Sandbox.refresh", sandboxGet),
-	"update":           builtin("Sandbox.update", sandboxUpdate),
-	"wait_for_port":    builtin("Sandbox.wait_for_port", sandboxWaitForPort),
-	"start":            builtin("Sandbox.start", sandboxStart),
-	"stop":             builtin("Sandbox.stop", sandboxStop),
-	"service":          builtin("Sandbox.service", sandboxService),
-	"tunnel":           builtin("Sandbox.tunnel", sandboxTunnel),
-	"download_url":     builtin("Sandbox.download_url", sandboxDownloadURL),
-	"stat":             builtin("Sandbox.stat", sandboxStat),
-	"read_range":       builtin("Sandbox.read_range", sandboxReadRange),
-	"ls":               builtin("Sandbox.ls", sandboxLs),
-	"glob":             builtin("Sandbox.glob", sandboxGlob),
-	"grep":             builtin("Sandbox.grep", sandboxGrep),
-	"capture_snapshot": builtin("Sandbox.capture_snapshot", sandboxCapture),
-	"delete":           builtin("Sandbox.delete", sandboxDelete),
+	"run":                 builtin("Sandbox.run", sandboxRun),
+	"reconnect":           builtin("Sandbox.reconnect", sandboxReconnect),
+	"write":               builtin("Sandbox.write", sandboxWrite),
+	"read":                builtin("Sandbox.read", sandboxRead),
+	"read_text":           builtin("Sandbox.read_text", sandboxReadText),
+	"exists":              builtin("Sandbox.exists", sandboxExists),
+	"upload":              builtin("Sandbox.upload", sandboxUpload),
+	"download":            builtin("Sandbox.download", sandboxDownload),
+	"refresh":             builtin("Sandbox.refresh", sandboxGet),
+	"update":              builtin("Sandbox.update", sandboxUpdate),
+	"wait_for_port":       builtin("Sandbox.wait_for_port", sandboxWaitForPort),
+	"start":               builtin("Sandbox.start", sandboxStart),
+	"stop":                builtin("Sandbox.stop", sandboxStop),
+	"service":             builtin("Sandbox.service", sandboxService),
+	"tunnel":              builtin("Sandbox.tunnel", sandboxTunnel),
+	"service_urls":        builtin("Sandbox.service_urls", sandboxServiceURLs),
+	"revoke_service_urls": builtin("Sandbox.revoke_service_urls", sandboxRevokeServiceURLs),
+	"download_url":        builtin("Sandbox.download_url", sandboxDownloadURL),
+	"stat":                builtin("Sandbox.stat", sandboxStat),
+	"read_range":          builtin("Sandbox.read_range", sandboxReadRange),
+	"ls":                  builtin("Sandbox.ls", sandboxLs),
+	"glob":                builtin("Sandbox.glob", sandboxGlob),
+	"grep":                builtin("Sandbox.grep", sandboxGrep),
+	"capture_snapshot":    builtin("Sandbox.capture_snapshot", sandboxCapture),
+	"delete":              builtin("Sandbox.delete", sandboxDelete),
 }}
 
 // sandboxArgs are the parameters that all ways to create one have in common.
@@ -110,15 +112,19 @@ type sandboxArgs struct {
 	envVars, labels               stringDict
 	proxyConfig, mountConfig      jsonObject
 	runConfig                     runConfig
+	accessDelegation              jsonObject
+	preserveMemory, restoreMemory optional[bool]
+	persistent                    optional[bool]
 	waitForReady                  bool
 }
 
-// vars are the variables of the parameters up to run_config, in their order.
+// vars are the variables of the parameters up to persistent, in their order.
 func (a *sandboxArgs) vars() []any {
 	a.template = named{kind: "template", optional: true}
 	a.snapshot = named{kind: "snapshot", optional: true}
 	return []any{&a.template, &a.snapshot, &a.snapshotName, &a.name, &a.timeout, &a.ttl, &a.idleTTL, &a.deleteAfterStop,
-		&a.vcpus, &a.memBytes, &a.fsCapacityBytes, &a.envVars, &a.labels, &a.proxyConfig, &a.mountConfig, &a.runConfig}
+		&a.vcpus, &a.memBytes, &a.fsCapacityBytes, &a.envVars, &a.labels, &a.proxyConfig, &a.mountConfig, &a.runConfig,
+		&a.accessDelegation, &a.preserveMemory, &a.restoreMemory, &a.persistent}
 }
 
 // snapshotID is the form of an id.
@@ -133,6 +139,7 @@ func (a *sandboxArgs) request(c *invocation) (wire.BoxCreate, error) {
 		VCPUs: a.vcpus.ptr, MemBytes: a.memBytes.ptr, FSCapacityBytes: a.fsCapacityBytes.ptr,
 		ProxyConfig: a.proxyConfig.text, MountConfig: a.mountConfig.text,
 		EnvVars: a.envVars, Labels: a.labels, RunConfig: a.runConfig.ptr,
+		AccessDelegation: a.accessDelegation.text, PreserveMemoryOnStop: a.preserveMemory.ptr, RestoreMemory: a.restoreMemory.ptr, Persistent: a.persistent.ptr,
 	}
 	if a.waitForReady {
 		timeout := int(a.timeout)
@@ -345,12 +352,30 @@ func sandboxGet(c *invocation) (starlark.Value, error) {
 	return c.seenSandbox(cl, box, err)
 }
 
+// listArgs are the parameters that the lists of long collections have in common.
+type listArgs struct {
+	contains optional[string]
+	limit    positive[int]
+	offset   optional[int]
+}
+
+func (a *listArgs) vars() []any { return []any{&a.contains, &a.limit, &a.offset} }
+
+func (a *listArgs) query() client.ListQuery {
+	return client.ListQuery{NameContains: a.contains.or(""), Limit: a.limit.or(0), Offset: a.offset.or(0)}
+}
+
 func sandboxList(c *invocation) (starlark.Value, error) {
-	cl, err := c.connect()
+	var a listArgs
+	var status optional[string]
+	var labels stringDict
+	cl, err := c.connect(append(a.vars(), &status, &labels)...)
 	if err != nil {
 		return nil, err
 	}
-	boxes, err := cl.ListSandboxes(c.Ctx)
+	q := a.query()
+	q.Status, q.Labels = status.or(""), labels
+	boxes, err := cl.FindSandboxes(c.Ctx, q)
 	if err != nil {
 		return nil, err
 	}

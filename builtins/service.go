@@ -3,6 +3,7 @@ package builtins
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -103,6 +104,44 @@ func sandboxService(c *invocation) (starlark.Value, error) {
 // service is the method of the same name, of the sandbox that it is given.
 func service(c *invocation) (starlark.Value, error) {
 	return c.onSandbox("Sandbox.service", sandboxService)
+}
+
+func sandboxServiceURLs(c *invocation) (starlark.Value, error) {
+	cl, err := c.connect()
+	if err != nil {
+		return nil, err
+	}
+	grants, err := cl.ServiceURLs(c.Ctx, c.self.(*sandboxValue).resourceName())
+	if err != nil {
+		return nil, c.explainServiceURLs(cl, err)
+	}
+	values := make([]starlark.Value, len(grants))
+	for i, grant := range grants {
+		values[i] = &record{"service_url", grant}
+	}
+	return starlark.NewList(values), nil
+}
+
+func sandboxRevokeServiceURLs(c *invocation) (starlark.Value, error) {
+	var number optional[port]
+	cl, err := c.connect(&number)
+	if err != nil {
+		return nil, err
+	}
+	if err := cl.RevokeServiceURLs(c.Ctx, c.self.(*sandboxValue).resourceName(), int(number.or(0))); err != nil {
+		return nil, c.explainServiceURLs(cl, err)
+	}
+	return starlark.None, nil
+}
+
+// explainServiceURLs says so if the server has no list of them.
+func (c *invocation) explainServiceURLs(cl *client.Client, err error) error {
+	if errors.Is(err, client.ErrNotFound) {
+		if lacking := c.lacking(cl, "lists of service URLs", []string{wire.Late}); lacking != nil {
+			return lacking
+		}
+	}
+	return err
 }
 
 // maxBody is the most that is read of a service's answer.

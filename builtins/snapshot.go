@@ -62,7 +62,7 @@ func findSnapshot(cl *client.Client, ctx context.Context, ref string) (*wire.Sna
 	if !notAnID(err) {
 		return found, err
 	}
-	all, listErr := listSnapshots(cl, ctx, ref)
+	all, listErr := cl.ListSnapshots(ctx, client.ListQuery{NameContains: ref})
 	if errors.Is(listErr, client.ErrAPI) {
 		return nil, err // there is no such endpoint either
 	}
@@ -115,29 +115,6 @@ func deleteSnapshot(cl *client.Client, ctx context.Context, ref string) error {
 // are known.
 func notAnID(err error) bool {
 	return errors.Is(err, client.ErrNotFound) || errors.Is(err, client.ErrValidation)
-}
-
-// listSnapshots reads all pages. A server that knows no pages answers with the
-// same ones again.
-func listSnapshots(cl *client.Client, ctx context.Context, contains string) (all []wire.Snapshot, err error) {
-	const limit = 500
-	known := map[string]bool{}
-	for {
-		page, err := cl.ListSnapshots(ctx, client.SnapshotQuery{NameContains: contains, Limit: limit, Offset: len(all)})
-		if err != nil {
-			return nil, err
-		}
-		before := len(all)
-		for _, s := range page {
-			if !known[s.ID] {
-				known[s.ID] = true
-				all = append(all, s)
-			}
-		}
-		if len(page) < limit || len(all) == before {
-			return all, nil
-		}
-	}
 }
 
 func snapshotEnsure(c *invocation, k *kind[wire.Snapshot]) (starlark.Value, error) {
@@ -223,17 +200,12 @@ func waitForSnapshot(c *invocation, cl *client.Client, made *wire.Snapshot, err 
 }
 
 func snapshotList(c *invocation, k *kind[wire.Snapshot]) (starlark.Value, error) {
-	var contains optional[string]
-	var limit, offset optional[int]
-	cl, err := c.connect(&contains, &limit, &offset)
+	var a listArgs
+	cl, err := c.connect(a.vars()...)
 	if err != nil {
 		return nil, err
 	}
-	q := client.SnapshotQuery{NameContains: contains.or(""), Limit: limit.or(0), Offset: offset.or(0)}
-	if limit.ptr == nil && offset.ptr == nil {
-		return k.values(c, cl)(listSnapshots(cl, c.Ctx, q.NameContains))
-	}
-	return k.values(c, cl)(cl.ListSnapshots(c.Ctx, q))
+	return k.values(c, cl)(cl.ListSnapshots(c.Ctx, a.query()))
 }
 
 func snapshotWait(c *invocation, k *kind[wire.Snapshot]) (starlark.Value, error) {

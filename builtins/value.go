@@ -140,6 +140,8 @@ var recordTypes = map[string]string{
 	"volume_mounts": "mount",
 	"run_config":    "run_config",
 	"details":       "input_error",
+
+	"access_delegation": "access_delegation",
 }
 
 // A record is a value that is nothing but its fields: those of a wire message,

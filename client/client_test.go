@@ -266,10 +266,10 @@ func TestEndpointLosesSlashesAtItsEnd(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer slashed.Close()
-	if _, err := slashed.ListSandboxes(t.Context()); err != nil {
+	if _, err := slashed.ListVolumes(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	wantEqual(t, "asked for", s.asked()[0].uri, "/v2/sandboxes/boxes")
+	wantEqual(t, "asked for", s.asked()[0].uri, "/v2/sandboxes/volumes")
 }
 
 // The vectors of §14 and the rules of §1.5.
@@ -557,6 +557,14 @@ func TestRequestsAndAnswers(t *testing.T) {
 		{"update", `{}`, `PATCH /v2/sandboxes/boxes/a {"name":"n","ttl_seconds":0}`, func(c *Client) (any, error) {
 			return c.UpdateSandbox(t.Context(), "a", wire.BoxUpdate{Name: &name, TTLSeconds: number(0)})
 		}},
+		{"update nothing", `{}`, `GET /v2/sandboxes/boxes/a `, func(c *Client) (any, error) { return c.UpdateSandbox(t.Context(), "a", wire.BoxUpdate{}) }},
+		{"create with the fields of late", `{}`, `POST /v2/sandboxes/boxes {"wait_for_ready":false,"access_delegation":{"mode":"INHERIT"},"preserve_memory_on_stop":false,"restore_memory":true,"persistent":false}`, func(c *Client) (any, error) {
+			return c.CreateSandbox(t.Context(), wire.BoxCreate{AccessDelegation: []byte(`{"mode":"INHERIT"}`), PreserveMemoryOnStop: new(false), RestoreMemory: new(true), Persistent: new(false)})
+		}},
+		{"list", `{}`, `GET /v2/sandboxes/boxes?limit=50 `, func(c *Client) (any, error) { return c.ListSandboxes(t.Context()) }},
+		{"list some", `{}`, `GET /v2/sandboxes/boxes?label=a%3Db%26c&label=d%3D&limit=2&name_contains=n&offset=4&status=ready `, func(c *Client) (any, error) {
+			return c.FindSandboxes(t.Context(), ListQuery{NameContains: "n", Status: "ready", Labels: map[string]string{"d": "", "a": "b&c"}, Limit: 2, Offset: 4})
+		}},
 		{"status", `{}`, `GET /v2/sandboxes/boxes/a/status `, func(c *Client) (any, error) { return c.SandboxStatus(t.Context(), "a") }},
 		{"delete", ``, `DELETE /v2/sandboxes/boxes/a `, func(c *Client) (any, error) { return nil, c.DeleteSandbox(t.Context(), "a") }},
 		{"info", `{}`, `GET /v2/sandboxes/info `, func(c *Client) (any, error) { return c.Info(t.Context()) }},
@@ -572,6 +580,33 @@ func TestRequestsAndAnswers(t *testing.T) {
 		}},
 	} {
 		wantRequest(t, x.what, x.answer, x.want, x.do)
+	}
+}
+
+func TestAccessDelegation(t *testing.T) {
+	for raw, want := range map[string]string{
+		`{"mode":"INHERIT"}`: "", `{"mode":"INHERIT","permissions":[]}`: "", `{"mode":"EXPLICIT","permissions":["p"]}`: "",
+		`{}`: "INHERIT or EXPLICIT", `{"mode":"ALL"}`: "INHERIT or EXPLICIT", `{"mode":"EXPLICIT","permissions":"p"}`: "a list of permissions", `[]`: "object",
+		`{"mode":"INHERIT","permissions":["p"]}`: "excludes permissions", `{"mode":"EXPLICIT"}`: "at least one", `{"mode":"EXPLICIT","permissions":[]}`: "at least one",
+	} {
+		c, _ := serve(t, answer{200, `{}`, nil})
+		_, err := c.CreateSandbox(t.Context(), wire.BoxCreate{AccessDelegation: []byte(raw)})
+		if want == "" && err == nil {
+			continue
+		}
+		if e := wantKind(t, err, ErrValidation); want == "" || e.Field != "access_delegation" || !strings.Contains(e.Message, want) {
+			t.Errorf("%s: %v (field %s)", raw, err, e.Field)
+		}
+	}
+}
+
+// A running sandbox is needed where the server stores no proxy_config for later.
+func TestAProxyConfigThatComesTooSoon(t *testing.T) {
+	refusal := answer{400, `{"detail":{"error":"InvalidRequest","message":"not ready"}}`, nil}
+	for kind, u := range map[*Kind]wire.BoxUpdate{ErrNotReady: {ProxyConfig: []byte(`{}`)}, ErrClient: {Name: new("b")}} {
+		c, _ := serve(t, refusal)
+		_, err := c.UpdateSandbox(t.Context(), "a", u)
+		wantKind(t, err, kind)
 	}
 }
 

@@ -172,7 +172,7 @@ func TestStatusMaps(t *testing.T) {
 		},
 		"update sandbox": {
 			func(c *Client, _ *Sandbox) error {
-				_, err := c.UpdateSandbox(context.Background(), "a", wire.BoxUpdate{})
+				_, err := c.UpdateSandbox(context.Background(), "a", wire.BoxUpdate{Name: new("b")})
 				return err
 			},
 			over(row{404, `{}`, ErrNotFound, Error{ResourceType: "sandbox"}}, row{409, form("Conflict", "taken"), ErrNameConflict, Error{ResourceType: "sandbox", ErrorType: "Conflict"}}),

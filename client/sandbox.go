@@ -3,10 +3,15 @@ package client
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
+	"reflect"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -80,7 +85,35 @@ func validateCreate(b wire.BoxCreate) error {
 	if sources > 1 {
 		return argumentError("a sandbox is made from one of template_name, snapshot_id and snapshot_name, not from %d of them", sources)
 	}
+	if err := validateDelegation(b.AccessDelegation); err != nil {
+		return err
+	}
 	return validateTTLs(map[string]*int{"ttl_seconds": b.TTLSeconds, "idle_ttl_seconds": b.IdleTTLSeconds, "delete_after_stop_seconds": b.DeleteAfterStopSeconds})
+}
+
+// validateDelegation holds an access_delegation to §16.6.
+func validateDelegation(raw json.RawMessage) error {
+	if raw == nil {
+		return nil
+	}
+	var d wire.AccessDelegation
+	err := json.Unmarshal(raw, &d)
+	var wrong string
+	switch {
+	case err != nil:
+		wrong = "must be an object with a mode and a list of permissions"
+	case d.Mode != "INHERIT" && d.Mode != "EXPLICIT":
+		wrong = fmt.Sprintf("has the mode %q, and it must be INHERIT or EXPLICIT", d.Mode)
+	case d.Mode == "INHERIT" && len(d.Permissions) > 0:
+		wrong = "has the mode INHERIT, which excludes permissions"
+	case d.Mode == "EXPLICIT" && len(d.Permissions) == 0:
+		wrong = "has the mode EXPLICIT, and must name at least one permission"
+	default:
+		return nil
+	}
+	e := argumentError("access_delegation %s", wrong)
+	e.Field = "access_delegation"
+	return e
 }
 
 func validateTTLs(ttls map[string]*int) error {
@@ -105,23 +138,97 @@ func (c *Client) GetSandbox(ctx context.Context, name string) (*Sandbox, error) 
 
 // ListSandboxes returns all sandboxes.
 func (c *Client) ListSandboxes(ctx context.Context) ([]*Sandbox, error) {
-	list, err := send[wire.BoxList](ctx, c, call{path: c.path("boxes"), errors: listing})
+	return c.FindSandboxes(ctx, ListQuery{})
+}
+
+// FindSandboxes returns the sandboxes that q describes.
+func (c *Client) FindSandboxes(ctx context.Context, q ListQuery) ([]*Sandbox, error) {
+	boxes, err := find(q, 50, func(b wire.Box) string { return cmp.Or(b.ID, b.Name) }, func(q ListQuery) ([]wire.Box, error) {
+		list, err := send[wire.BoxList](ctx, c, call{path: c.path("boxes"), query: q.values(), errors: listing})
+		if err != nil {
+			return nil, err
+		}
+		return list.Boxes, nil
+	})
 	if err != nil {
 		return nil, err
 	}
-	sandboxes := make([]*Sandbox, len(list.Boxes))
-	for i, box := range list.Boxes {
+	sandboxes := make([]*Sandbox, len(boxes))
+	for i, box := range boxes {
 		sandboxes[i] = &Sandbox{box, c}
 	}
 	return sandboxes, nil
 }
 
-// UpdateSandbox changes a sandbox. A name that is taken is ErrNameConflict.
+// A ListQuery says which resources to list: all of them, or one page if it has a
+// Limit or an Offset. Zero fields are left out.
+type ListQuery struct {
+	NameContains  string // whatever the case of its letters
+	Limit, Offset int
+
+	// Of sandboxes only.
+	Status string
+	Labels map[string]string // that it has, with these values
+}
+
+func (q ListQuery) values() url.Values {
+	v := url.Values{}
+	set := func(name, value string) {
+		if value != "" && value != "0" {
+			v.Set(name, value)
+		}
+	}
+	set("name_contains", q.NameContains)
+	set("status", q.Status)
+	set("limit", strconv.Itoa(q.Limit))
+	set("offset", strconv.Itoa(q.Offset))
+	for _, name := range slices.Sorted(maps.Keys(q.Labels)) {
+		v.Add("label", name+"="+q.Labels[name])
+	}
+	return v
+}
+
+// find fetches what a query describes, in pages of so many unless it asks for
+// one page only. A server that knows no pages answers with the same ones again.
+func find[T any](q ListQuery, size int, id func(T) string, fetch func(ListQuery) ([]T, error)) ([]T, error) {
+	if q.Limit != 0 || q.Offset != 0 {
+		return fetch(q)
+	}
+	var all []T
+	known := map[string]bool{}
+	for q.Limit = size; ; q.Offset = len(all) {
+		page, err := fetch(q)
+		if err != nil {
+			return nil, err
+		}
+		for _, one := range page {
+			if !known[id(one)] {
+				known[id(one)] = true
+				all = append(all, one)
+			}
+		}
+		if len(page) < size || len(all) == q.Offset {
+			return all, nil
+		}
+	}
+}
+
+// UpdateSandbox changes a sandbox, or just looks at it if there is nothing to
+// change. A name that is taken is ErrNameConflict, and ErrNotReady is a server
+// that takes a proxy_config only while the sandbox runs.
 func (c *Client) UpdateSandbox(ctx context.Context, name string, u wire.BoxUpdate) (*Sandbox, error) {
 	if err := validateTTLs(map[string]*int{"ttl_seconds": u.TTLSeconds, "idle_ttl_seconds": u.IdleTTLSeconds, "delete_after_stop_seconds": u.DeleteAfterStopSeconds}); err != nil {
 		return nil, err
 	}
-	box, err := send[wire.Box](ctx, c, call{method: http.MethodPatch, path: c.path("boxes", name), body: u, errors: conflicting("sandbox", ErrNameConflict)})
+	if reflect.ValueOf(u).IsZero() {
+		return c.GetSandbox(ctx, name)
+	}
+	box, err := send[wire.Box](ctx, c, call{method: http.MethodPatch, path: c.path("boxes", name), body: u, errors: func(e *Error, p wire.Problem) {
+		conflicting("sandbox", ErrNameConflict)(e, p)
+		if e.Status == http.StatusBadRequest && p.Type == wire.ErrInvalidRequest && u.ProxyConfig != nil {
+			e.Kind = ErrNotReady
+		}
+	}})
 	if err != nil {
 		return nil, err
 	}

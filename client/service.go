@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
+	"strconv"
 	"strings"
 	"time"
 
@@ -166,6 +168,33 @@ func (s *Service) Do(ctx context.Context, method, path string, header http.Heade
 	}
 	response.Body = stall.body(response)
 	return response, nil
+}
+
+// ServiceURLs lists the ports of a sandbox that can be reached, by whatever URLs.
+// Servers before the generation late answer ErrNotFound.
+func (c *Client) ServiceURLs(ctx context.Context, name string) ([]wire.ServiceGrant, error) {
+	var all []wire.ServiceGrant
+	for query := (url.Values{}); ; {
+		page, err := send[wire.ServiceGrantList](ctx, c, call{path: c.path("boxes", name, "service-urls"), query: query, errors: of("sandbox")})
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, page.Items...)
+		if page.NextCursor == nil || len(page.Items) == 0 {
+			return all, nil
+		}
+		query.Set("cursor", *page.NextCursor)
+	}
+}
+
+// RevokeServiceURLs ends the access to a port of a sandbox, or to all of them if
+// it is 0: logins at once, while tokens are good until they expire.
+func (c *Client) RevokeServiceURLs(ctx context.Context, name string, port int) error {
+	query := url.Values{}
+	if port != 0 {
+		query.Set("port", strconv.Itoa(port))
+	}
+	return c.delete(ctx, call{path: c.path("boxes", name, "service-urls"), query: query, errors: of("sandbox")})
 }
 
 // DownloadURL makes a link to one file of a sandbox, which needs no credential

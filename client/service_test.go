@@ -42,6 +42,13 @@ func TestRequestsForURLs(t *testing.T) {
 			}
 			return s, err
 		}},
+		{"list", `{"items":[]}`, `GET /v2/sandboxes/boxes/a%20b/service-urls `, func(c *Client) (any, error) { return c.ServiceURLs(t.Context(), "a b") }},
+		{"revoke", ``, `DELETE /v2/sandboxes/boxes/a/service-urls?port=80 `, func(c *Client) (any, error) {
+			return nil, c.RevokeServiceURLs(t.Context(), "a", 80)
+		}},
+		{"revoke all", ``, `DELETE /v2/sandboxes/boxes/a/service-urls `, func(c *Client) (any, error) {
+			return nil, c.RevokeServiceURLs(t.Context(), "a", 0)
+		}},
 		{"download", `{"download_url":"https://d"}`, `POST /v2/sandboxes/boxes/a/download-url {"path":"/f"}`, func(c *Client) (any, error) {
 			d, err := c.DownloadURL(t.Context(), "a", wire.DownloadURLRequest{Path: "/f"})
 			if err == nil {
@@ -55,6 +62,16 @@ func TestRequestsForURLs(t *testing.T) {
 	} {
 		wantRequest(t, x.what, x.answer, x.want, x.do)
 	}
+}
+
+func TestPagesOfServiceURLs(t *testing.T) {
+	c, s := serve(t, answer{200, `{"items":[{"port":1,"access":"token"}],"next_cursor":"a&b"}`, nil}, answer{200, `{"items":[{"port":2,"access":"workspace"}],"next_cursor":null}`, nil})
+	got, err := c.ServiceURLs(t.Context(), "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantEqual(t, "ports", got, []wire.ServiceGrant{{Port: 1, Access: "token"}, {Port: 2, Access: "workspace"}})
+	wantEqual(t, "second request", s.asked()[1].uri, "/v2/sandboxes/boxes/a/service-urls?cursor=a%26b")
 }
 
 func TestURLsThatAreRefused(t *testing.T) {

@@ -4,20 +4,12 @@ import (
 	"cmp"
 	"context"
 	"net/http"
-	"net/url"
-	"strconv"
 	"time"
 
 	"github.com/sbx-star/sbx-star/wire"
 )
 
 // This file defines the calls on snapshots and registries (protocol.md §2.10).
-
-// SnapshotQuery narrows a list. Zero fields are left out.
-type SnapshotQuery struct {
-	NameContains  string
-	Limit, Offset int
-}
 
 // CreateSnapshot has a snapshot built from an image. It comes back while it is
 // being built: WaitForSnapshot tells when it is ready.
@@ -36,23 +28,15 @@ func (c *Client) GetSnapshot(ctx context.Context, id string) (*wire.Snapshot, er
 	return send[wire.Snapshot](ctx, c, call{path: c.path("snapshots", id), errors: of("snapshot")})
 }
 
-// ListSnapshots returns one page; one that is shorter than its limit is the last.
-func (c *Client) ListSnapshots(ctx context.Context, q SnapshotQuery) ([]wire.Snapshot, error) {
-	query := url.Values{}
-	if q.NameContains != "" {
-		query.Set("name_contains", q.NameContains)
-	}
-	if q.Limit != 0 {
-		query.Set("limit", strconv.Itoa(q.Limit))
-	}
-	if q.Offset != 0 {
-		query.Set("offset", strconv.Itoa(q.Offset))
-	}
-	list, err := send[wire.SnapshotList](ctx, c, call{path: c.path("snapshots"), query: query, errors: listing})
-	if err != nil {
-		return nil, err
-	}
-	return list.Snapshots, nil
+// ListSnapshots returns the snapshots that q describes.
+func (c *Client) ListSnapshots(ctx context.Context, q ListQuery) ([]wire.Snapshot, error) {
+	return find(q, 500, func(s wire.Snapshot) string { return s.ID }, func(q ListQuery) ([]wire.Snapshot, error) {
+		list, err := send[wire.SnapshotList](ctx, c, call{path: c.path("snapshots"), query: q.values(), errors: listing})
+		if err != nil {
+			return nil, err
+		}
+		return list.Snapshots, nil
+	})
 }
 
 // DeleteSnapshot deletes a snapshot. Sandboxes that were made from it stay.
@@ -89,13 +73,16 @@ func (c *Client) GetRegistry(ctx context.Context, name string) (*wire.Registry, 
 	return send[wire.Registry](ctx, c, call{path: c.path("registries", name), errors: of("registry")})
 }
 
-// ListRegistries returns the registries, without their credentials.
-func (c *Client) ListRegistries(ctx context.Context) ([]wire.Registry, error) {
-	list, err := send[wire.RegistryList](ctx, c, call{path: c.path("registries"), errors: listing})
-	if err != nil {
-		return nil, err
-	}
-	return list.Registries, nil
+// ListRegistries returns the registries that q describes, without their
+// credentials.
+func (c *Client) ListRegistries(ctx context.Context, q ListQuery) ([]wire.Registry, error) {
+	return find(q, 50, func(r wire.Registry) string { return cmp.Or(r.ID, r.Name) }, func(q ListQuery) ([]wire.Registry, error) {
+		list, err := send[wire.RegistryList](ctx, c, call{path: c.path("registries"), query: q.values(), errors: listing})
+		if err != nil {
+			return nil, err
+		}
+		return list.Registries, nil
+	})
 }
 
 // UpdateRegistry changes what is given.

@@ -30,19 +30,19 @@ func TestRequestsForSnapshotsAndRegistries(t *testing.T) {
 			return c.CaptureSnapshot(t.Context(), "b c", wire.SnapshotCapture{Name: "s"})
 		}, &wire.Snapshot{ID: "i", Status: wire.StatusReady}},
 		{"get", `{}`, `GET /v2/sandboxes/snapshots/i `, func(c *Client) (any, error) { return c.GetSnapshot(t.Context(), "i") }, nil},
-		{"list", `{"snapshots":[{"id":"i","status":"failed"}],"offset":0}`, `GET /v2/sandboxes/snapshots `, func(c *Client) (any, error) {
-			return c.ListSnapshots(t.Context(), SnapshotQuery{})
+		{"list", `{"snapshots":[{"id":"i","status":"failed"}],"offset":0}`, `GET /v2/sandboxes/snapshots?limit=500 `, func(c *Client) (any, error) {
+			return c.ListSnapshots(t.Context(), ListQuery{})
 		}, []wire.Snapshot{{ID: "i", Status: wire.StatusFailed}}},
 		{"list some", `{}`, `GET /v2/sandboxes/snapshots?limit=2&name_contains=a%26b&offset=4 `, func(c *Client) (any, error) {
-			return c.ListSnapshots(t.Context(), SnapshotQuery{NameContains: "a&b", Limit: 2, Offset: 4})
+			return c.ListSnapshots(t.Context(), ListQuery{NameContains: "a&b", Limit: 2, Offset: 4})
 		}, []wire.Snapshot(nil)},
 		{"delete", ``, `DELETE /v2/sandboxes/snapshots/i `, func(c *Client) (any, error) { return nil, c.DeleteSnapshot(t.Context(), "i") }, nil},
 		{"create registry", `{"id":"i"}`, `POST /v2/sandboxes/registries {"name":"r","url":"https://r","username":"u","password":"p"}`, func(c *Client) (any, error) {
 			return c.CreateRegistry(t.Context(), wire.RegistryCreate{Name: "r", URL: "https://r", Username: "u", Password: "p"})
 		}, &wire.Registry{ID: "i"}},
 		{"get registry", `{}`, `GET /v2/sandboxes/registries/r `, func(c *Client) (any, error) { return c.GetRegistry(t.Context(), "r") }, nil},
-		{"list registries", `{"registries":[{"name":"r"}]}`, `GET /v2/sandboxes/registries `, func(c *Client) (any, error) {
-			return c.ListRegistries(t.Context())
+		{"list registries", `{"registries":[{"name":"r"}]}`, `GET /v2/sandboxes/registries?limit=50 `, func(c *Client) (any, error) {
+			return c.ListRegistries(t.Context(), ListQuery{})
 		}, []wire.Registry{{Name: "r"}}},
 		{"update registry", `{}`, `PATCH /v2/sandboxes/registries/r {"password":"q"}`, func(c *Client) (any, error) {
 			return c.UpdateRegistry(t.Context(), "r", wire.RegistryUpdate{Password: new("q")})
@@ -78,7 +78,7 @@ func TestStatusMapsOfSnapshotsAndRegistries(t *testing.T) {
 			return err
 		}, over(row{404, `{}`, ErrNotFound, Error{ResourceType: "snapshot"}})},
 		"list": {func(c *Client, _ *Sandbox) error {
-			_, err := c.ListSnapshots(context.Background(), SnapshotQuery{})
+			_, err := c.ListSnapshots(context.Background(), ListQuery{})
 			return err
 		}, over(row{404, `{}`, ErrAPI, Error{Message: "this server has no /v2/sandboxes/snapshots (Not Found)"}})},
 		"delete": {func(c *Client, _ *Sandbox) error { return c.DeleteSnapshot(context.Background(), "i") },
@@ -87,7 +87,10 @@ func TestStatusMapsOfSnapshotsAndRegistries(t *testing.T) {
 			_, err := c.CreateRegistry(context.Background(), wire.RegistryCreate{Name: "r"})
 			return err
 		}, over(row{409, `{}`, ErrAlreadyExists, Error{ResourceType: "registry"}})},
-		"list registries": {func(c *Client, _ *Sandbox) error { _, err := c.ListRegistries(context.Background()); return err },
+		"list registries": {func(c *Client, _ *Sandbox) error {
+			_, err := c.ListRegistries(context.Background(), ListQuery{})
+			return err
+		},
 			over(row{404, `{}`, ErrAPI, Error{}})},
 		"update registry": {func(c *Client, _ *Sandbox) error {
 			_, err := c.UpdateRegistry(context.Background(), "r", wire.RegistryUpdate{})

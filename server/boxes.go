@@ -3,7 +3,6 @@ package server
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -80,19 +79,10 @@ type boxCreate struct {
 	ordinary bool // a sandbox that a pool has ready will do
 }
 
-type accessDelegation struct {
-	Mode        string   `json:"mode"`
-	Permissions []string `json:"permissions"`
-}
-
 type others struct {
-	Snapshot             string          `json:"snapshot"`
-	CPUMillicores        *int            `json:"cpu_millicores"`
-	AccessDelegation     json.RawMessage `json:"access_delegation"`
-	PreserveMemoryOnStop bool            `json:"preserve_memory_on_stop"`
-	RestoreMemory        bool            `json:"restore_memory"`
-	Persistent           *bool           `json:"persistent"`
-	Volumes              []any           `json:"volumes"`
+	Snapshot      string `json:"snapshot"`
+	CPUMillicores *int   `json:"cpu_millicores"`
+	Volumes       []any  `json:"volumes"`
 }
 
 const (
@@ -243,7 +233,7 @@ func (s *Server) checkCreate(in *boxCreate) error {
 	if in.proxy, err = s.proxyConfig(in.ProxyConfig); err != nil {
 		return err
 	}
-	delegates, err := decodeAt("access_delegation", in.AccessDelegation, new(accessDelegation))
+	delegates, err := decodeAt("access_delegation", in.AccessDelegation, new(wire.AccessDelegation))
 	if err != nil {
 		return err
 	}
@@ -252,8 +242,8 @@ func (s *Server) checkCreate(in *boxCreate) error {
 	}
 	if err := refuse(
 		refusal{"access_delegation", delegates, "this server cannot lend its identity"},
-		refusal{"preserve_memory_on_stop", in.PreserveMemoryOnStop, "this server cannot keep memory"},
-		refusal{"restore_memory", in.RestoreMemory, "this server cannot keep memory"},
+		refusal{"preserve_memory_on_stop", in.PreserveMemoryOnStop != nil && *in.PreserveMemoryOnStop, "this server cannot keep memory"},
+		refusal{"restore_memory", in.RestoreMemory != nil && *in.RestoreMemory, "this server cannot keep memory"},
 		refusal{"persistent", in.Persistent != nil && !*in.Persistent, "every sandbox of this server is persistent"},
 		refusal{"volumes", len(in.Volumes) > 0, "this server mounts volumes where a template says: name one by template_name"},
 	); err != nil {

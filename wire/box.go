@@ -26,6 +26,18 @@ type BoxCreate struct {
 	Labels                 map[string]string `json:"labels,omitzero"`
 	RunConfig              *RunConfig        `json:"run_config,omitempty"`
 	Lease                  *Lease            `json:"lease,omitempty"`
+
+	// §16.6; nil leaves the choice to the server.
+	AccessDelegation     json.RawMessage `json:"access_delegation,omitempty"` // an AccessDelegation
+	PreserveMemoryOnStop *bool           `json:"preserve_memory_on_stop,omitempty"`
+	RestoreMemory        *bool           `json:"restore_memory,omitempty"`
+	Persistent           *bool           `json:"persistent,omitempty"`
+}
+
+// AccessDelegation lets what runs in a box call the API as its creator (§16.6).
+type AccessDelegation struct {
+	Mode        string   `json:"mode"`                  // "INHERIT" or "EXPLICIT"
+	Permissions []string `json:"permissions,omitempty"` // of EXPLICIT only, and at least one there
 }
 
 // Lease has a box deleted unless POST {base}/leases/{id}/renew comes at least
@@ -67,6 +79,15 @@ type Box struct {
 	Labels                 map[string]string `json:"labels,omitempty"`
 	RunConfig              *RunConfig        `json:"run_config,omitempty"`
 	ProxyConfig            *ProxyConfig      `json:"proxy_config,omitempty"` // secrets without their values
+
+	// What other servers tell, and this project's does not (§2.4, §16.6).
+	CreatedBy            string            `json:"created_by,omitempty"`
+	UpdatedBy            string            `json:"updated_by,omitempty"`
+	CPUMillicores        *int              `json:"cpu_millicores,omitempty"`
+	SizeClass            string            `json:"size_class,omitempty"`
+	AccessDelegation     *AccessDelegation `json:"access_delegation,omitempty"`
+	PreserveMemoryOnStop *bool             `json:"preserve_memory_on_stop,omitempty"`
+	Persistent           *bool             `json:"persistent,omitempty"`
 }
 
 func (b *Box) UnmarshalJSON(data []byte) error {
@@ -124,14 +145,21 @@ type ServiceURL struct {
 	Access       string   `json:"access,omitempty"`
 }
 
-// ServiceGrant is one port of a sandbox that can be reached, as GET
-// /boxes/{name}/service-urls lists them (§16.8).
+// ServiceGrant is a port of a sandbox that can be reached from outside, and how:
+// an item of GET /boxes/{name}/service-urls (§16.8).
 type ServiceGrant struct {
-	Access       string   `json:"access"` // "token"
 	Port         int      `json:"port"`
-	CreatedAt    string   `json:"created_at"`
+	Access       string   `json:"access"` // "token", "restricted" or "workspace"
+	CreatedAt    string   `json:"created_at,omitempty"`
+	CreatedBy    string   `json:"created_by,omitempty"`
 	EmbedOrigins []string `json:"embed_origins,omitempty"`
 	ExpiresAt    string   `json:"expires_at,omitempty"`
+}
+
+// ServiceGrantList is one page of them; a nil NextCursor is that of the last (§16.12).
+type ServiceGrantList struct {
+	Items      []ServiceGrant `json:"items"`
+	NextCursor *string        `json:"next_cursor"`
 }
 
 // DownloadURLRequest is the body of POST /boxes/{name}/download-url (§2.9).

@@ -57,7 +57,8 @@ type Snapshot struct {
 	Labels map[string]string `json:"labels,omitempty"`
 	Tags   []string          `json:"tags,omitempty"` // under which it is found as name:tag now
 
-	Description string `json:"description,omitempty"`
+	Description             string `json:"description,omitempty"`
+	MemorySnapshotSizeBytes *int64 `json:"memory_snapshot_size_bytes,omitempty"` // nil: without memory (§16.6)
 }
 
 func (s *Snapshot) UnmarshalJSON(data []byte) error {
