@@ -58,9 +58,12 @@ func valuesByType() map[string]starlark.HasAttrs {
 		"Status":       &record{"status", wire.BoxStatus{}},
 		"Run_config":   &record{"run_config", wire.RunConfig{}},
 		"Host_path":    hostPath("/x"),
-		"Error":        newErrorValue(context.Canceled),
-		"client":       &connection{},
-		"Task":         &task{ended: make(chan struct{})},
+		"Service_url":  &record{"service_url", wire.ServiceGrant{}},
+
+		"Access_delegation": &record{"access_delegation", wire.AccessDelegation{}},
+		"Error":             newErrorValue(context.Canceled),
+		"client":            &connection{},
+		"Task":              &task{ended: make(chan struct{})},
 	}
 }
 

@@ -121,25 +121,35 @@ func snapshotEnsure(c *invocation, k *kind[wire.Snapshot]) (starlark.Value, erro
 	var want wire.SnapshotCreate
 	var image, registry optional[string]
 	var capacity positive[int64]
+	var from buildArgs
 	var timeout seconds
 	var ephemeral bool
-	cl, err := c.connect(&want.Name, &image, &capacity, &registry, &timeout, &ephemeral)
+	vars := append([]any{&want.Name, &image}, from.vars()...)
+	cl, err := c.connect(append(vars, &capacity, &registry, &timeout, &ephemeral)...)
 	if err != nil {
 		return nil, err
 	}
 	want.DockerImage, want.FSCapacityBytes, want.RegistryID = image.or(""), capacity.or(0), registry.or("")
-	return valueOrError(ensureSnapshot(c, cl, k, want, timeout, ephemeral))
+	build, err := from.build(c, want, timeout)
+	if err != nil {
+		return nil, err
+	}
+	return valueOrError(ensureSnapshot(c, cl, k, want, build, timeout, ephemeral))
 }
 
 // ensureSnapshot finds a snapshot that is ready, or makes it. Without an image
-// or a capacity any will do.
-func ensureSnapshot(c *invocation, cl *client.Client, k *kind[wire.Snapshot], want wire.SnapshotCreate, timeout seconds, ephemeral bool) (*remote[wire.Snapshot], error) {
+// or a capacity any will do. With a build it is made by that, and one that exists
+// is taken for what it would make: nothing tells what it was made from.
+func ensureSnapshot(c *invocation, cl *client.Client, k *kind[wire.Snapshot], want wire.SnapshotCreate, build *client.DockerfileBuild, timeout seconds, ephemeral bool) (*remote[wire.Snapshot], error) {
 	ready := func(made *wire.Snapshot, err error) (*wire.Snapshot, error) {
 		return waitForSnapshot(c, cl, made, err, timeout)
 	}
 	var create func() (*wire.Snapshot, error)
 	if want.DockerImage != "" {
 		create = func() (*wire.Snapshot, error) { return ready(createSnapshot(c, cl, want)) }
+	}
+	if build != nil {
+		create = func() (*wire.Snapshot, error) { return buildSnapshot(c, cl, build) }
 	}
 	v, found, err := k.ensure(c, cl, want.Name, ephemeral, create, fmt.Sprintf("give it an image to create it: snapshot(%q, docker_image = …)", want.Name))
 	if err != nil || !found {
@@ -169,16 +179,28 @@ func snapshotCreate(c *invocation, k *kind[wire.Snapshot]) (starlark.Value, erro
 	var capacity positive[int64]
 	var registry, url, username, password optional[string]
 	var config runConfig
-	var tag optional[string]
+	var image, tag optional[string]
+	var from buildArgs
 	var timeout seconds
-	cl, err := c.connect(&want.Name, &want.DockerImage, &capacity, &registry, &url, &username, &password, &config, (*stringDict)(&want.Labels), &tag, &timeout)
+	vars := append([]any{&want.Name, &image, &capacity}, from.vars()...)
+	cl, err := c.connect(append(vars, &registry, &url, &username, &password, &config, (*stringDict)(&want.Labels), &tag, &timeout)...)
 	if err != nil {
 		return nil, err
 	}
+	want.DockerImage = image.or("")
 	want.FSCapacityBytes, want.RegistryID, want.RunConfig, want.Tag = capacity.or(0), registry.or(""), config.ptr, tag.or("")
 	want.RegistryURL, want.RegistryUsername, want.RegistryPassword = url.or(""), username.or(""), password.or("")
 	if want.RegistryID != "" && want.RegistryURL+want.RegistryUsername+want.RegistryPassword != "" {
 		return nil, c.argumentError("registry_id and the credentials of a registry exclude each other")
+	}
+	build, err := from.build(c, want, timeout)
+	switch {
+	case err != nil:
+		return nil, err
+	case build != nil:
+		return k.made(c, cl)(buildSnapshot(c, cl, build))
+	case want.DockerImage == "":
+		return nil, c.argumentError("give it a docker_image, or a dockerfile and its context")
 	}
 	made, err := createSnapshot(c, cl, want)
 	return k.made(c, cl)(waitForSnapshot(c, cl, made, err, timeout))

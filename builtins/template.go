@@ -111,7 +111,7 @@ func templateOfSnapshot(c *invocation, cl *client.Client, want wire.TemplateCrea
 		}
 		create.FSCapacityBytes = roundedUp(bytes)
 	}
-	snapshot, err := ensureSnapshot(c, cl, newSnapshotKind(), create, templateTime, ephemeral)
+	snapshot, err := ensureSnapshot(c, cl, newSnapshotKind(), create, nil, templateTime, ephemeral)
 	if err != nil {
 		return nil, err
 	}

@@ -86,7 +86,7 @@ func (s *Sandbox) Exists(ctx context.Context, path string) (bool, error) {
 }
 
 func (s *Sandbox) existsByCommand(ctx context.Context, path string) (bool, error) {
-	quoted := "'" + strings.ReplaceAll(path, "'", `'\''`) + "'"
+	quoted := shellWord(path)
 	begin := ""
 	if !strings.HasPrefix(path, "/") {
 		begin, quoted = "cd /home/user 2>/dev/null; ", "./"+quoted // where files are, wherever commands run (§5)
