@@ -245,6 +245,16 @@ func (c *invocation) lacking(cl *client.Client, what string, having []string) er
 	return &client.Error{Kind: client.ErrAPI, Err: errLacking, Message: fmt.Sprintf("this server has no %s: %s them, and it speaks %s", what, has, speaks)}
 }
 
+// orLacking says so if what was not found is the whole endpoint.
+func (c *invocation) orLacking(cl *client.Client, err error, what string, having ...string) error {
+	if errors.Is(err, client.ErrNotFound) {
+		if lacking := c.lacking(cl, what, having); lacking != nil {
+			return lacking
+		}
+	}
+	return err
+}
+
 // errLacking is why a server does not do what belongs to another generation.
 var errLacking = errors.New("of another generation")
 

@@ -423,7 +423,7 @@ func sandboxStart(c *invocation) (starlark.Value, error) {
 		return nil, err
 	}
 	box, err := cl.StartSandbox(c.Ctx, name, time.Duration(timeout))
-	return c.seenSandbox(cl, box, err)
+	return c.seenSandbox(cl, box, c.orLacking(cl, err, "starts of sandboxes", wire.Classic, wire.Head, wire.Late))
 }
 
 func sandboxStop(c *invocation) (starlark.Value, error) {
@@ -432,7 +432,7 @@ func sandboxStop(c *invocation) (starlark.Value, error) {
 		return nil, err
 	}
 	if err := cl.StopSandbox(c.Ctx, name); err != nil {
-		return nil, err
+		return nil, c.orLacking(cl, err, "stops of sandboxes", wire.Classic, wire.Head, wire.Late)
 	}
 	if s, ok := c.self.(*sandboxValue); ok {
 		stopped := *s.box.Load()

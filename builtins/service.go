@@ -3,7 +3,6 @@ package builtins
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -96,7 +95,7 @@ func sandboxService(c *invocation) (starlark.Value, error) {
 	name := c.self.(*sandboxValue).resourceName()
 	service, err := cl.Service(c.Ctx, name, request)
 	if err != nil {
-		return nil, err
+		return nil, c.orLacking(cl, err, "service URLs", wire.Classic, wire.Head, wire.Late)
 	}
 	return &serviceValue{run: c.Run, conn: cl, service: service, sandbox: name, port: int(number)}, nil
 }
@@ -113,7 +112,7 @@ func sandboxServiceURLs(c *invocation) (starlark.Value, error) {
 	}
 	grants, err := cl.ServiceURLs(c.Ctx, c.self.(*sandboxValue).resourceName())
 	if err != nil {
-		return nil, c.explainServiceURLs(cl, err)
+		return nil, c.orLacking(cl, err, "lists of service URLs", wire.Late)
 	}
 	values := make([]starlark.Value, len(grants))
 	for i, grant := range grants {
@@ -129,19 +128,9 @@ func sandboxRevokeServiceURLs(c *invocation) (starlark.Value, error) {
 		return nil, err
 	}
 	if err := cl.RevokeServiceURLs(c.Ctx, c.self.(*sandboxValue).resourceName(), int(number.or(0))); err != nil {
-		return nil, c.explainServiceURLs(cl, err)
+		return nil, c.orLacking(cl, err, "lists of service URLs", wire.Late)
 	}
 	return starlark.None, nil
-}
-
-// explainServiceURLs says so if the server has no list of them.
-func (c *invocation) explainServiceURLs(cl *client.Client, err error) error {
-	if errors.Is(err, client.ErrNotFound) {
-		if lacking := c.lacking(cl, "lists of service URLs", []string{wire.Late}); lacking != nil {
-			return lacking
-		}
-	}
-	return err
 }
 
 // maxBody is the most that is read of a service's answer.
@@ -293,7 +282,7 @@ func sandboxDownloadURL(c *invocation) (starlark.Value, error) {
 	}
 	link, err := cl.DownloadURL(c.Ctx, c.self.(*sandboxValue).resourceName(), request)
 	if err != nil {
-		return nil, err
+		return nil, c.orLacking(cl, err, "download URLs", wire.Head, wire.Late)
 	}
 	return &record{"download_url", *link}, nil
 }

@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"time"
 
@@ -52,10 +53,23 @@ type Result struct {
 func (s *Sandbox) Run(ctx context.Context, o RunOptions) (*Result, error) {
 	cmd, err := s.Start(ctx, o)
 	if err != nil {
-		if noSocket(err) && o.CloseStdin && o.Timeout > 0 && o.beyondHTTP() == "" {
+		what := o.beyondHTTP()
+		switch {
+		case !noSocket(err):
+			return nil, err
+		case what != "":
+		case !o.CloseStdin:
+			what = "input"
+		case o.Timeout == 0:
+			what = "a command without a timeout"
+		}
+		if what == "" {
 			return s.Exec(ctx, o)
 		}
-		return nil, err
+		var e *Error
+		errors.As(err, &e)
+		e.Message = fmt.Sprintf("%s: there is no WebSocket for commands, and plain HTTP has no means for %s", e.Message, what)
+		return nil, e
 	}
 	defer cmd.Close()
 	result, err := cmd.Result(ctx)

@@ -35,17 +35,50 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"sbx-star": main, "peer": peer})
 }
 
-func TestScripts(t *testing.T) {
+const scripts = "../../testdata/scripts"
+
+func TestScripts(t *testing.T) { testscript.Run(t, params(scripts, *update)) }
+
+func params(dir string, update bool) testscript.Params {
 	commands := fakeserver.Commands()
 	maps.Copy(commands, scriptCommands)
-	testscript.Run(t, testscript.Params{
-		Dir:                 "../../testdata/scripts",
+	return testscript.Params{
+		Dir:                 dir,
 		Setup:               setup,
 		Cmds:                commands,
-		UpdateScripts:       *update,
+		UpdateScripts:       update,
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
-	})
+	}
+}
+
+// A script with a line "# generations: seed classic …" says the same to servers of
+// each of them: it runs again as NAME@GENERATION.
+var generationsLine = regexp.MustCompile(`(?m)^# generations: (.*)$`)
+
+func TestScriptsInGenerations(t *testing.T) {
+	files, err := filepath.Glob(scripts + "/*.txtar")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := generationsLine.FindSubmatch(text)
+		if found == nil {
+			continue
+		}
+		for _, generation := range strings.Fields(string(found[1])) {
+			name := strings.TrimSuffix(filepath.Base(file), ".txtar") + "@" + generation + ".txtar"
+			if err := os.WriteFile(filepath.Join(dir, name), text, 0o666); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	testscript.Run(t, params(dir, false))
 }
 
 func setup(env *testscript.Env) error {
@@ -62,7 +95,13 @@ func setup(env *testscript.Env) error {
 			syscall.Kill(p, syscall.SIGKILL)
 		}
 	})
-	return fakeserver.Setup(env)
+	if err := fakeserver.Setup(env); err != nil {
+		return err
+	}
+	if _, generation, ok := strings.Cut(filepath.Base(env.WorkDir), "@"); ok {
+		return fakeserver.OfEnv(env).Fault([]string{"generation", generation})
+	}
+	return nil
 }
 
 // scriptCommands are what scripts can say beyond testscript's own commands and

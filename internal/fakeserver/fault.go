@@ -20,6 +20,9 @@ import (
 
 // This file defines the orders to misbehave.
 
+// ours is the generation of a server that has everything.
+const ours = "ours"
+
 // fault is one order.
 type fault struct {
 	order  string // as it was given
@@ -96,7 +99,7 @@ func (s *Server) Fault(args []string) error {
 		s.faults.clear()
 		return nil
 	case "generation":
-		if len(args) != 2 || !slices.Contains([]string{"ours", wire.Seed, wire.Classic, wire.Head, wire.Late}, args[1]) {
+		if len(args) != 2 || !slices.Contains([]string{ours, wire.Seed, wire.Classic, wire.Head, wire.Late}, args[1]) {
 			return fmt.Errorf("want: generation ours, seed, classic, head or late")
 		}
 		s.faults.setGeneration(args[1])
@@ -268,14 +271,42 @@ func (fs *faults) take(r *http.Request) map[string]*fault {
 func (fs *faults) missing(r *http.Request) bool {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
-	first, _, _ := strings.Cut(strings.TrimPrefix(tail(r.URL.Path), "/"), "/")
-	switch fs.generation {
-	case wire.Head, wire.Late:
-		return slices.Contains([]string{"info", "templates", "volumes", "pools"}, first)
-	case wire.Seed, wire.Classic:
-		return first == "info"
+	words := strings.Split(strings.TrimPrefix(tail(r.URL.Path), "/"), "/")
+	word := words[0]
+	if word == "boxes" && len(words) > 2 {
+		word += "/" + words[2]
 	}
-	return false
+	if word == "download" && r.Method == http.MethodHead {
+		word = "stat"
+	}
+	return slices.Contains(lacking[fs.generation], word)
+}
+
+// lacking is what a generation leaves out: first words of paths, and what is done
+// to a box (protocol.md §2.0, §16.1).
+var lacking = func() map[string][]string {
+	before := []string{"info", "glob", "grep", "stat", "boxes/service-urls"}
+	classic := append(before, "boxes/download-url", "registries")
+	return map[string][]string{
+		wire.Seed:    append(slices.Clone(classic), "snapshots", "boxes/snapshot", "boxes/start", "boxes/stop", "boxes/service-url"),
+		wire.Classic: classic,
+		wire.Head:    append(slices.Clone(before), "templates", "volumes", "pools"),
+		wire.Late:    {"info", "templates", "volumes", "pools"},
+	}
+}()
+
+// date takes from a request what the generation that is played does not know: the
+// subprotocol of §15, and before late ranges of files.
+func (fs *faults) date(r *http.Request) {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	if fs.generation == "" || fs.generation == ours {
+		return
+	}
+	r.Header.Del("Sec-WebSocket-Protocol")
+	if fs.generation != wire.Late {
+		r.Header.Del("Range")
+	}
 }
 
 // Pending lists the orders that have not come about as often as was said; those

@@ -57,6 +57,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		io.WriteString(w, `{"detail":"Not Found"}`)
 		return
 	}
+	s.faults.date(r)
 	if f := faults["cut"]; f != nil {
 		w = &cutter{w, f.after}
 	}

@@ -23,6 +23,9 @@ type valueKey struct{}
 // Of returns the server of a script that was set up by Setup.
 func Of(ts *testscript.TestScript) *Server { return ts.Value(valueKey{}).(*Server) }
 
+// OfEnv is Of, before the script runs.
+func OfEnv(env *testscript.Env) *Server { return env.Values[valueKey{}].(*Server) }
+
 // Setup starts a server for one script, names it and its key in
 // SBX_STAR_ENDPOINT and SBX_STAR_API_KEY, and closes it in the end. A script
 // fails if a fault that it ordered never came about.
