@@ -87,14 +87,21 @@ func TestBug2772And2773PrintingTheClientShowsNoKey(t *testing.T) {
 // off once, from a client and a call that add headers.
 func headersOf(t *testing.T, name string) []string {
 	t.Helper()
-	var got []string
-	see := func(p *peer) { got = append(got, p.request.Header.Get(name)) }
-	b, s, notes := talk(t, func(p *peer) { see(p); p.start() }, func(p *peer) { see(p); exits(p) })
+	seen := make(chan string, 9)
+	see := func(p *peer) { seen <- p.request.Header.Get(name) }
+	b, _, notes := talk(t, func(p *peer) { see(p); p.start() }, func(p *peer) { see(p); exits(p) })
 	c := clientOf(t, Options{Endpoint: b.client.Endpoint(), APIKey: apiKey, Headers: http.Header{"X-All": {"all"}}}, &notes.mu, &notes.waits)
 	cmd := mustStart(t, boxAt(c, notes.url), RunOptions{Headers: http.Header{"X-Call": {"call"}}})
 	wantResult(t, cmd, "", "", 0)
-	s.running.Wait()
-	return got
+	return drained(seen)
+}
+
+// drained is what a channel holds.
+func drained(c chan string) (all []string) {
+	for range len(c) {
+		all = append(all, <-c)
+	}
+	return all
 }
 
 func TestBug2899UpgradesCarryTheClientsHeaders(t *testing.T) {
@@ -108,14 +115,14 @@ func TestBug2940And2953OnlyConnectTimeoutsAreRepeated(t *testing.T) {
 		t.Error(err)
 	}
 	wantEqual(t, "waits", s.slept(), inTurn(1, 2))
-	requests := 0
+	var requests atomic.Int32
 	inBubble(t, Options{Timeout: time.Second}, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
-		requests++
+		requests.Add(1)
 		<-r.Context().Done()
 	}), func(t *testing.T, c *Client) {
 		_, err := c.GetSandbox(t.Context(), "a")
 		wantKind(t, err, ErrConnection)
-		wantEqual(t, "requests", requests, 1)
+		wantEqual(t, "requests", requests.Load(), 1)
 	})
 }
 
@@ -223,28 +230,29 @@ func TestBug3244OneHeaderInTwoCases(t *testing.T) {
 }
 
 // startedAs are the command ids of the attempts to start one command.
-func startedAs(t *testing.T, refusal answer, first func(*peer)) (ids []string) {
+func startedAs(t *testing.T, refusal answer, first func(*peer)) []string {
 	t.Helper()
+	heard := make(chan string, 9)
 	serve := []func(*peer){first, func(p *peer) {
 		m, _ := p.command().(*wire.Execute)
-		ids = append(ids, m.CommandID)
+		heard <- m.CommandID
 		p.say(`{"type":"started","command_id":"`+m.CommandID+`","pid":1}`, `{"type":"exit","exit_code":0}`)
 		p.untilEnd()
 	}}
 	if first != nil {
 		serve[0] = func(p *peer) {
 			m, _ := p.command().(*wire.Execute)
-			ids = append(ids, m.CommandID)
+			heard <- m.CommandID
 			first(p)
 		}
 	}
 	b, s, _ := talk(t, serve...)
 	s.refusal = refusal
 	r, err := b.Run(t.Context(), RunOptions{Command: "x"})
+	ids := drained(heard)
 	if err != nil || r.CommandID != ids[len(ids)-1] {
 		t.Fatalf("%+v, %v of %q", r, err, ids)
 	}
-	s.running.Wait()
 	return ids
 }
 
@@ -273,13 +281,13 @@ func TestBug3266ALostSocketIsNotRunAgainOverHTTP(t *testing.T) {
 }
 
 func TestBug3280And3282And3283ABoundOnColdStarts(t *testing.T) {
-	opened := 0
-	inBubble(t, Options{}, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { opened++; stuck(w, r) }), func(t *testing.T, c *Client) {
+	var opened atomic.Int32
+	inBubble(t, Options{}, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { opened.Add(1); stuck(w, r) }), func(t *testing.T, c *Client) {
 		start := time.Now()
 		_, err := boxAt(c, pipeURL).Start(t.Context(), RunOptions{Command: "x"})
 		wantKind(t, err, ErrConnectTimeout)
 		wantEqual(t, "time", time.Since(start), 120*time.Second)
-		wantEqual(t, "attempts of 30 seconds", opened, 4)
+		wantEqual(t, "attempts of 30 seconds", opened.Load(), 4)
 	})
 }
 
