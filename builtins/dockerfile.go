@@ -32,7 +32,7 @@ func (a *buildArgs) vars() []any {
 // build is what they ask for; nil without a Dockerfile.
 func (a *buildArgs) build(c *invocation, want wire.SnapshotCreate, timeout seconds) (*client.DockerfileBuild, error) {
 	b := &client.DockerfileBuild{Name: want.Name, BuildArgs: a.args, Target: a.target.or(""), VCPUs: a.vcpus.ptr, MemBytes: a.memBytes.ptr,
-		Builder: client.BuilderName(), Labels: want.Labels, Tag: want.Tag, Timeout: time.Duration(timeout)}
+		Builder: client.BuilderName(), Labels: want.Labels, Tag: want.Tag, Description: want.Description, Timeout: time.Duration(timeout)}
 	switch v := a.dockerfile.(type) {
 	case starlark.NoneType:
 		if a.context.ptr != nil || a.args != nil || a.target.ptr != nil || a.onLog.ptr != nil || a.vcpus.ptr != nil || a.memBytes.ptr != nil {

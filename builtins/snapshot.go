@@ -179,16 +179,16 @@ func snapshotCreate(c *invocation, k *kind[wire.Snapshot]) (starlark.Value, erro
 	var capacity positive[int64]
 	var registry, url, username, password optional[string]
 	var config runConfig
-	var image, tag optional[string]
+	var image, tag, description optional[string]
 	var from buildArgs
 	var timeout seconds
 	vars := append([]any{&want.Name, &image, &capacity}, from.vars()...)
-	cl, err := c.connect(append(vars, &registry, &url, &username, &password, &config, (*stringDict)(&want.Labels), &tag, &timeout)...)
+	cl, err := c.connect(append(vars, &registry, &url, &username, &password, &config, (*stringDict)(&want.Labels), &tag, &description, &timeout)...)
 	if err != nil {
 		return nil, err
 	}
 	want.DockerImage = image.or("")
-	want.FSCapacityBytes, want.RegistryID, want.RunConfig, want.Tag = capacity.or(0), registry.or(""), config.ptr, tag.or("")
+	want.FSCapacityBytes, want.RegistryID, want.RunConfig, want.Tag, want.Description = capacity.or(0), registry.or(""), config.ptr, tag.or(""), description.or("")
 	want.RegistryURL, want.RegistryUsername, want.RegistryPassword = url.or(""), username.or(""), password.or("")
 	if want.RegistryID != "" && want.RegistryURL+want.RegistryUsername+want.RegistryPassword != "" {
 		return nil, c.argumentError("registry_id and the credentials of a registry exclude each other")
@@ -245,16 +245,16 @@ func snapshotWait(c *invocation, k *kind[wire.Snapshot]) (starlark.Value, error)
 
 func sandboxCapture(c *invocation) (starlark.Value, error) {
 	var want wire.SnapshotCapture
-	var image, checkpoint, tag optional[string]
+	var image, checkpoint, tag, description optional[string]
 	var capacity positive[int64]
 	var config runConfig
 	var timeout seconds
-	cl, err := c.connect(&want.Name, &image, &capacity, &checkpoint, &config, (*stringDict)(&want.Labels), &tag, &timeout)
+	cl, err := c.connect(&want.Name, &image, &capacity, &checkpoint, &config, (*stringDict)(&want.Labels), &tag, &description, &timeout)
 	if err != nil {
 		return nil, err
 	}
 	want.DockerImage, want.FSCapacityBytes, want.Checkpoint = image.or(""), capacity.ptr, checkpoint.or("")
-	want.RunConfig, want.Tag = config.ptr, tag.or("")
+	want.RunConfig, want.Tag, want.Description = config.ptr, tag.or(""), description.or("")
 	if want.Checkpoint != "" && want.DockerImage != "" {
 		return nil, c.argumentError("docker_image and checkpoint exclude each other")
 	}

@@ -1,11 +1,13 @@
 package builtins
 
 import (
+	"encoding/json"
 	"fmt"
 	"reflect"
 	"slices"
 	"strings"
 
+	starjson "go.starlark.net/lib/json"
 	"go.starlark.net/starlark"
 	"go.starlark.net/syntax"
 )
@@ -129,9 +131,27 @@ func toStarlark(v reflect.Value, name string) starlark.Value {
 		dict.Freeze()
 		return dict
 	case reflect.Struct:
-		return &record{recordTypes[name], v.Interface()}
+		if typ, ok := recordTypes[name]; ok {
+			return &record{typ, v.Interface()}
+		}
+		return jsonDict(v.Interface())
 	}
 	panic("no Starlark form of the wire field " + name)
+}
+
+// jsonDict is the dict that a message looks like as JSON: for what workflows
+// write as dicts, too.
+func jsonDict(msg any) starlark.Value {
+	text, err := json.Marshal(msg)
+	if err != nil {
+		panic("a wire message that is no JSON: " + err.Error())
+	}
+	dict, err := starlark.Call(&starlark.Thread{}, starjson.Module.Members["decode"], starlark.Tuple{starlark.String(text)}, nil)
+	if err != nil {
+		panic("JSON that Starlark cannot read: " + err.Error())
+	}
+	dict.Freeze()
+	return dict
 }
 
 // recordTypes are the types of the structs inside wire messages, by field.

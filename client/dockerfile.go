@@ -39,6 +39,7 @@ type DockerfileBuild struct {
 	Builder         string // the name of that sandbox; "" makes one up
 	Labels          map[string]string
 	Tag             string
+	Description     string
 
 	// OnLog is called with what the build prints, stdout and stderr alike, by the
 	// goroutine that called. Its error ends the build and is returned.
@@ -93,7 +94,7 @@ func (c *Client) CreateSnapshotFromDockerfile(ctx context.Context, b DockerfileB
 	if err := b.build(ctx, box, place, dockerfile); err != nil {
 		return nil, err
 	}
-	made, err := c.CaptureSnapshot(ctx, b.Builder, wire.SnapshotCapture{Name: b.Name, DockerImage: place.image, FSCapacityBytes: b.FSCapacityBytes, Labels: b.Labels, Tag: b.Tag})
+	made, err := c.CaptureSnapshot(ctx, b.Builder, wire.SnapshotCapture{Name: b.Name, DockerImage: place.image, FSCapacityBytes: b.FSCapacityBytes, Labels: b.Labels, Tag: b.Tag, Description: b.Description})
 	if err != nil {
 		return nil, err
 	}

@@ -148,8 +148,8 @@ type ServiceURL struct {
 // ServiceGrant is a port of a sandbox that can be reached from outside, and how:
 // an item of GET /boxes/{name}/service-urls (§16.8).
 type ServiceGrant struct {
-	Port         int      `json:"port"`
 	Access       string   `json:"access"` // "token", "restricted" or "workspace"
+	Port         int      `json:"port"`
 	CreatedAt    string   `json:"created_at,omitempty"`
 	CreatedBy    string   `json:"created_by,omitempty"`
 	EmbedOrigins []string `json:"embed_origins,omitempty"`
