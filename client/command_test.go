@@ -1603,7 +1603,7 @@ func TestRunOverHTTP(t *testing.T) {
 		"a PTY":      {404, with(func(o *RunOptions) { o.PTY = true }), false},
 		"no timeout": {404, with(func(o *RunOptions) { o.Timeout = 0 }), false},
 		"an id":      {404, with(func(o *RunOptions) { o.CommandID = "id" }), false},
-		"kill":       {404, with(func(o *RunOptions) { o.KillOnDisconnect = true }), false},
+		"kill":       {404, with(func(o *RunOptions) { o.KillOnDisconnect = true }), true},
 	} {
 		var executed atomic.Int32
 		mux := http.NewServeMux()
@@ -1630,7 +1630,7 @@ func TestRunOverHTTP(t *testing.T) {
 // What plain HTTP cannot do is refused by name, and not left out.
 func TestExecRefusesWhatHTTPCannotDo(t *testing.T) {
 	for want, o := range map[string]RunOptions{
-		"a terminal": {PTY: true}, "an id for a command": {CommandID: "id"}, "the end of a command whose client is gone": {KillOnDisconnect: true},
+		"a terminal": {PTY: true}, "a command_id": {CommandID: "id"},
 	} {
 		c, s := serve(t, answer{200, `{}`, nil})
 		o.Command = "x"

@@ -84,10 +84,8 @@ func (o RunOptions) beyondHTTP() string {
 	switch {
 	case o.PTY:
 		return "a terminal"
-	case o.KillOnDisconnect:
-		return "the end of a command whose client is gone"
 	case o.CommandID != "":
-		return "an id for a command"
+		return "a command_id"
 	}
 	return ""
 }
@@ -104,8 +102,9 @@ func noSocket(err error) bool {
 
 // Exec runs a command over plain HTTP, with nothing on its stdin. Its output
 // comes when it has ended, and the server bounds how much that is. There is
-// nothing to attach to, so IdleTimeout and TTL have no object, and PTY,
-// KillOnDisconnect and a CommandID are refused. Without a Timeout, nobody waits
+// nothing to attach to, so IdleTimeout and TTL have no object, the end of the
+// request is the disconnect of KillOnDisconnect, and PTY and a CommandID are
+// refused. Without a Timeout, nobody waits
 // longer than ten seconds.
 func (s *Sandbox) Exec(ctx context.Context, o RunOptions) (*Result, error) {
 	if err := o.validate(); err != nil {
