@@ -65,8 +65,14 @@ func sandboxRun(c *invocation) (starlark.Value, error) {
 		return nil, err
 	}
 	box := c.self.(*sandboxValue).box.Load()
+	told := c.started(box.Name, string(a.command))
 	if a.wait && !callbacks && a.stdin.ptr == nil {
 		result, err := box.Run(c.Ctx, a.options())
+		if err == nil {
+			told.output(wire.Stdout, len(result.Stdout))
+			told.output(wire.Stderr, len(result.Stderr))
+		}
+		told.exit(result, err)
 		if err != nil {
 			return nil, &CommandError{string(a.command), err, box.Name}
 		}
@@ -76,9 +82,10 @@ func sandboxRun(c *invocation) (starlark.Value, error) {
 	}
 	cmd, err := box.Start(c.Ctx, a.options())
 	if err != nil {
+		told.exit(nil, err)
 		return nil, &CommandError{string(a.command), err, box.Name}
 	}
-	v := newCommand(c, cmd, string(a.command), box.Name, a.text, a.check)
+	v := newCommand(c, cmd, told, a.text, a.check)
 	if a.stdin.ptr != nil {
 		v.feed(c.Ctx, *a.stdin.ptr, a.pty)
 	}
@@ -166,6 +173,7 @@ type command struct {
 	cmd         *client.Command
 	line        string // what runs, for messages
 	sandbox     string // where
+	told        *execution
 	text, check bool
 	release     *entry
 
@@ -182,8 +190,8 @@ var (
 	_ starlark.Iterable = (*command)(nil)
 )
 
-func newCommand(c *invocation, cmd *client.Command, line, sandbox string, text, check bool) *command {
-	v := &command{run: c.Run, cmd: cmd, line: c.Run.Mask(line), sandbox: sandbox, text: text, check: check, partial: map[string]string{}}
+func newCommand(c *invocation, cmd *client.Command, told *execution, text, check bool) *command {
+	v := &command{run: c.Run, cmd: cmd, line: c.Run.Mask(told.command), sandbox: told.sandbox, told: told, text: text, check: check, partial: map[string]string{}}
 	v.release = c.push(&entry{kind: "command", quiet: true, early: true, release: func(context.Context) error {
 		v.detach()
 		return nil
@@ -268,13 +276,16 @@ func (v *command) detach() {
 	if v.feeding != nil {
 		<-v.feeding
 	}
+	v.told.exit(nil, nil) // unless that is known
 }
 
 // next is the next chunk, or io.EOF, or an error that names the command.
 func (v *command) next(ctx context.Context) (client.Chunk, error) {
 	chunk, err := v.cmd.Next(ctx)
 	v.run.warnLost(chunk.Gap, chunk.Stream, v.line)
+	v.told.output(chunk.Stream, len(chunk.Data))
 	if err != nil && err != io.EOF {
+		v.told.exit(nil, err)
 		err = &CommandError{v.line, err, v.sandbox}
 	}
 	return chunk, err
@@ -302,6 +313,7 @@ func (v *command) result(ctx context.Context, s *strand) (starlark.Value, error)
 		}
 	}
 	result, err := v.cmd.Result(ctx)
+	v.told.exit(result, err)
 	if err != nil {
 		return nil, &CommandError{v.line, err, v.sandbox}
 	}
@@ -519,7 +531,7 @@ func commandReconnect(c *invocation) (starlark.Value, error) {
 		return nil, err
 	}
 	v := c.self.(*command)
-	return newCommand(c, v.cmd.Reconnect(), v.line, v.sandbox, v.text, v.check), nil
+	return newCommand(c, v.cmd.Reconnect(), c.started(v.sandbox, v.line), v.text, v.check), nil
 }
 
 func sandboxReconnect(c *invocation) (starlark.Value, error) {
@@ -536,7 +548,7 @@ func sandboxReconnect(c *invocation) (starlark.Value, error) {
 		return nil, err
 	}
 	box := c.self.(*sandboxValue).box.Load()
-	return newCommand(c, box.Reconnect(id, o), "command "+id, box.Name, text, false), nil
+	return newCommand(c, box.Reconnect(id, o), c.started(box.Name, "command "+id), text, false), nil
 }
 
 // run is the method of the same name, of the sandbox that it is given.

@@ -4,10 +4,8 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"io"
 	"net/url"
-	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -134,60 +132,14 @@ func (m *Mask) sink(to event.Sink) event.Sink {
 	if to == nil {
 		return nil
 	}
+	masked := event.Mask(to, m.Text)
 	return func(e event.Event) {
 		if len(m.known()) > 0 {
-			e = m.value(reflect.ValueOf(e)).Interface().(event.Event)
-		}
-		to(e)
-	}
-}
-
-// value is a copy of v in which no string has a secret. Events are plain values:
-// pointers are not followed.
-func (m *Mask) value(v reflect.Value) reflect.Value {
-	switch v.Kind() {
-	case reflect.String:
-		return reflect.ValueOf(m.Text(v.String())).Convert(v.Type())
-	case reflect.Struct:
-		c := reflect.New(v.Type()).Elem()
-		c.Set(v)
-		for i := range v.NumField() {
-			if c.Field(i).CanSet() {
-				c.Field(i).Set(m.value(v.Field(i)))
-			}
-		}
-		return c
-	case reflect.Slice:
-		if v.IsNil() {
-			return v
-		}
-		c := reflect.MakeSlice(v.Type(), v.Len(), v.Len())
-		for i := range v.Len() {
-			c.Index(i).Set(m.value(v.Index(i)))
-		}
-		return c
-	case reflect.Map:
-		if v.IsNil() {
-			return v
-		}
-		c := reflect.MakeMap(v.Type())
-		for it := v.MapRange(); it.Next(); {
-			c.SetMapIndex(m.value(it.Key()), m.value(it.Value()))
-		}
-		return c
-	case reflect.Interface:
-		if v.IsNil() {
-			return v
-		}
-		c := reflect.New(v.Type()).Elem()
-		if err, ok := v.Interface().(error); ok && v.Type() == reflect.TypeFor[error]() {
-			c.Set(reflect.ValueOf(errors.New(m.Text(err.Error()))))
+			masked(e)
 		} else {
-			c.Set(m.value(v.Elem()))
+			to(e)
 		}
-		return c
 	}
-	return v
 }
 
 // A maskedWriter masks a stream that comes in pieces of any length. What may be

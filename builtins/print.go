@@ -76,7 +76,7 @@ func logAt(level string) builtinFunc {
 		if err := c.unpack(&message, &fields); err != nil {
 			return nil, err
 		}
-		e := event.Log{Level: level, Text: joinText(starlark.Tuple{message}, "")}
+		e := event.Log{Place: c.place(), Level: level, Text: joinText(starlark.Tuple{message}, "")}
 		for _, field := range fields {
 			e.Fields = append(e.Fields, event.Field{Name: string(field[0].(starlark.String)), Value: joinText(field[1:], "")})
 		}

@@ -124,7 +124,7 @@ func deleteResource[T any](c *invocation, k *kind[T]) (starlark.Value, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := k.delete(s.cl, c.Ctx, s.ref); err != nil {
+	if err := c.deleting(k.noun, s.ref, func() error { return k.delete(s.cl, c.Ctx, s.ref) }); err != nil {
 		return nil, k.explain(c, s.cl, err)
 	}
 	if s.value != nil {
@@ -155,9 +155,19 @@ func (k *kind[T]) values(c *invocation, cl *client.Client) func([]T, error) (sta
 	}
 }
 
-// made is the value of what the server has made.
+// made is the value of what the server has made: the creation is told from here
+// on.
 func (k *kind[T]) made(c *invocation, cl *client.Client) func(*T, error) (starlark.Value, error) {
-	return (&subject[T]{c: c, kind: k, cl: cl}).seen
+	life := c.life(k.noun, "")
+	return func(msg *T, err error) (starlark.Value, error) {
+		if err != nil {
+			life.made("", "", err)
+			return nil, k.explain(c, cl, err)
+		}
+		id, _ := identity(msg)
+		life.made(k.name(msg), id, nil)
+		return k.value(cl, msg), nil
+	}
 }
 
 // ensure finds the resource of a name, or creates it; found tells which. What
@@ -173,13 +183,17 @@ func (k *kind[T]) ensure(c *invocation, cl *client.Client, name string, ephemera
 			return nil, false, &hinted{err, hint}
 		}
 		v := k.value(cl, nil)
+		life := c.born(k.noun, name)
 		if ephemeral {
-			v.release = c.push(k.entry(v, cl, name))
+			v.release = life.hold(c.Task, cl, k.entry(v, cl, name), false)
 		}
 		if msg, err = create(); err == nil {
 			v.msg.Store(msg)
+			id, _ := identity(msg)
+			life.made(k.name(msg), id, nil)
 			return v, false, nil
 		}
+		life.made("", "", err)
 		if refused(err) {
 			c.Run.drop(v.release)
 		}

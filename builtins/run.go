@@ -22,6 +22,7 @@ import (
 
 	"github.com/sbx-star/sbx-star/client"
 	"github.com/sbx-star/sbx-star/event"
+	"github.com/sbx-star/sbx-star/ledger"
 	"github.com/sbx-star/sbx-star/wire"
 )
 
@@ -35,6 +36,7 @@ type Options struct {
 
 	Stdout io.Writer
 	Events event.Sink
+	Ledger *ledger.Ledger // of what is created and to be released; nil keeps none
 	Env    func(name string) (value string, ok bool)
 	Now    func() time.Time // what time.now() tells; nil is the system's clock
 	Abort  <-chan struct{}  // once closed, nothing more is released
@@ -42,6 +44,9 @@ type Options struct {
 	UpdateGolden bool                    // expect.golden writes what it is given
 	MaxSteps     uint64                  // what all threads may execute altogether, deferred functions aside; 0 is no limit
 	Stop         context.CancelCauseFunc // cancels the context that the first task was given; needed with MaxSteps
+	// Leases has the server delete the sandboxes that are to be released, by
+	// itself, when it no longer hears of the run. Not where they may be kept.
+	Leases bool
 }
 
 // Run is what all tasks of one workflow share.
@@ -53,9 +58,16 @@ type Run struct {
 	steps   atomic.Uint64
 	slots   chan struct{} // one token for each item of parallel that runs
 	strands sync.Map      // of goroutines that run threads: uint64 → *strand
+	spans   atomic.Int64
 
 	connecting sync.Mutex
 	client     *client.Client
+
+	leasing  sync.Mutex
+	leases   map[*client.Client]*leases // nil where the server can do nothing
+	renewing sync.WaitGroup
+	ended    context.Context
+	end      context.CancelFunc
 
 	mu         sync.Mutex // guards what follows, and every scope
 	warned     map[string]bool
@@ -63,12 +75,14 @@ type Run struct {
 	reassigned map[string]variable // by where it is first bound
 }
 
-// NewRun returns a run that has not connected yet.
+// NewRun returns a run that has not connected yet. Who lets a task of it act
+// closes it.
 func NewRun(o Options) *Run {
-	r := &Run{options: o, slots: make(chan struct{}, maxParallel),
+	r := &Run{options: o, slots: make(chan struct{}, maxParallel), leases: map[*client.Client]*leases{},
 		warned: map[string]bool{}, reassigned: map[string]variable{}}
 	r.stdout = &maskedWriter{mask: &r.mask, to: o.Stdout}
 	r.options.Stdout, r.options.Events = r.stdout, r.mask.sink(o.Events)
+	r.ended, r.end = context.WithCancel(context.Background())
 	return r
 }
 
@@ -90,6 +104,14 @@ func (r *Run) connect(ctx context.Context) (*client.Client, error) {
 		r.client = c
 	}
 	return r.client, nil
+}
+
+// owns reports whether cl is the run's own connection, and not another one that
+// the workflow has made.
+func (r *Run) owns(cl *client.Client) bool {
+	r.connecting.Lock()
+	defer r.connecting.Unlock()
+	return cl == r.client
 }
 
 // serverInfo asks the server what it is. Only servers of this project answer;

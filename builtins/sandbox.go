@@ -203,10 +203,13 @@ func createSandbox(c *invocation, a *sandboxArgs, scoped bool) (starlark.Value, 
 	}
 	c.warnUnenforced(cl, request.VCPUs != nil, request.MemBytes != nil, request.FSCapacityBytes != nil)
 	if !scoped {
+		life := c.born("sandbox", request.Name)
 		box, err := cl.CreateSandbox(c.Ctx, request)
 		if err != nil {
+			life.made("", "", err)
 			return nil, err
 		}
+		life.made(box.Name, box.ID, nil)
 		return newSandboxValue(cl, box), nil
 	}
 
@@ -214,6 +217,11 @@ func createSandbox(c *invocation, a *sandboxArgs, scoped bool) (starlark.Value, 
 	if !chosen {
 		request.Name = randomName()
 	}
+	lease, err := c.lease(cl, &request)
+	if err != nil {
+		return nil, err
+	}
+	life := c.born("sandbox", request.Name)
 	s := &sandboxValue{conn: cl}
 	name := func() string {
 		if box := s.box.Load(); box != nil {
@@ -222,22 +230,25 @@ func createSandbox(c *invocation, a *sandboxArgs, scoped bool) (starlark.Value, 
 		return request.Name
 	}
 	asked := time.Now()
-	s.release = c.push(&entry{kind: "sandbox", name: name, on: cl, release: func(ctx context.Context) error {
+	s.release = life.hold(c.Task, cl, &entry{kind: "sandbox", name: name, on: cl, release: func(ctx context.Context) error {
 		if s.box.Load() == nil && chosen {
 			if ours, err := createdSince(ctx, cl, request.Name, asked); err != nil || !ours {
 				return err
 			}
 		}
 		return ignoreNotFound(cl.DeleteSandbox(ctx, name()))
-	}})
+	}}, !chosen)
 	box, err := cl.CreateSandbox(c.Ctx, request)
 	if err != nil {
+		life.made("", "", err)
 		if refused(err) && (chosen || !errors.Is(err, client.ErrAlreadyExists)) {
 			c.Run.drop(s.release)
 		}
 		return nil, err
 	}
 	s.box.Store(box)
+	life.made(box.Name, box.ID, nil)
+	lease.hold(name, asked)
 	return s, nil
 }
 
@@ -251,18 +262,13 @@ func refused(err error) bool {
 }
 
 // createdSince tells whether the sandbox of a name that the user chose is the
-// one that this run asked for, when the answer to that was lost. Clocks may
-// differ by a minute.
+// one that this run asked for, when the answer to that was lost.
 func createdSince(ctx context.Context, cl *client.Client, name string, asked time.Time) (bool, error) {
 	box, err := cl.GetSandbox(ctx, name)
 	if err != nil {
 		return false, ignoreNotFound(err)
 	}
-	created, err := time.Parse(time.RFC3339, box.CreatedAt)
-	if err != nil {
-		return false, errors.New("the answer to its creation was lost, and the server does not tell when it was made; delete it if it is yours")
-	}
-	return created.After(asked.Add(-time.Minute)), nil
+	return createdAfter(box.CreatedAt, asked)
 }
 
 func ignoreNotFound(err error) error {
@@ -407,7 +413,7 @@ func sandboxDelete(c *invocation) (starlark.Value, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := cl.DeleteSandbox(c.Ctx, name); err != nil {
+	if err := c.deleting("sandbox", name, func() error { return cl.DeleteSandbox(c.Ctx, name) }); err != nil {
 		return nil, err
 	}
 	if s, ok := c.self.(*sandboxValue); ok {

@@ -64,6 +64,7 @@ type entry struct {
 	quiet   bool           // a connection: closed in any case, also with --keep
 	early   bool           // a handle on something: may be released before what came later
 	release func(context.Context) error
+	life    *life // of a resource, see life.hold; nil for others
 }
 
 // push adds a release to the task's innermost scope.
@@ -87,11 +88,15 @@ func (s *Scope) remove(e *entry) {
 // drop forgets a release: there is nothing left to undo. It may be called
 // again, and for no entry at all.
 func (r *Run) drop(e *entry) {
+	if e == nil {
+		return
+	}
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	if e != nil && e.scope != nil {
+	if e.scope != nil {
 		e.scope.remove(e)
 	}
+	r.mu.Unlock()
+	e.life.gone()
 }
 
 // move makes s the scope that releases e. It reports false if e is released or
@@ -176,8 +181,9 @@ func (t *Task) Release(keep bool) error {
 		}
 		for _, e := range together {
 			if keep && e.name != nil {
+				e.life.gone() // it is nobody's leftover
 				left := r.leftover(e, nil)
-				r.options.Events.Emit(event.Kept{Kind: left.Kind, Name: left.Name, Reach: left.Reach(), Delete: left.Delete()})
+				r.options.Events.Emit(event.Kept{Place: e.life.placed(), Kind: left.Kind, Name: left.Name, Reach: left.Reach(), Delete: left.Delete()})
 			}
 		}
 		failed := make([]error, len(together))

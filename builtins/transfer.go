@@ -54,8 +54,9 @@ func (c *invocation) moveTree(upload bool, path string, timeout seconds, move fu
 	if upload {
 		what = "uploading"
 	}
+	place := c.place()
 	tell := func(t client.Transfer, done bool) {
-		c.Run.options.Events.Emit(event.Transfer{Upload: upload, Sandbox: sandbox, Path: path, Files: t.Files, Bytes: t.Bytes, Done: done})
+		c.Run.options.Events.Emit(event.Transfer{Place: place, Upload: upload, Sandbox: sandbox, Path: path, Files: t.Files, Bytes: t.Bytes, Done: done})
 	}
 	last := time.Now()
 	var moved *client.Transfer

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 
 	"go.starlark.net/starlark"
 
@@ -20,6 +21,7 @@ type tunnelValue struct {
 	tunnel  *client.Tunnel
 	sandbox string
 	release *entry
+	close   func() error // and tell of it, once
 }
 
 var (
@@ -90,28 +92,38 @@ func sandboxTunnel(c *invocation) (starlark.Value, error) {
 		return nil, c.argumentError("parameter max_reconnects: got %d, want 0 or more", reconnects)
 	}
 	box := c.self.(*sandboxValue).box.Load()
-	about := event.Tunnel{Sandbox: box.Name, RemotePort: int(remote)}
-	emit := c.Run.options.Events
+	about := event.Tunnel{Place: c.place(), Sandbox: box.Name, RemotePort: int(remote)}
+	tell := func(state string, err error, localPort int) {
+		e := about
+		e.State, e.Error, e.LocalPort = state, errorText(err), localPort
+		c.Run.options.Events.Emit(e)
+	}
 	opened, err := box.Tunnel(c.Ctx, client.TunnelOptions{
 		RemotePort: int(remote), LocalPort: local.ptr, MaxReconnects: &reconnects,
 		Events: func(e client.TunnelEvent) {
 			switch e.Kind {
 			case tunnel.Refused:
-				emit.Emit(event.TunnelRefused{Tunnel: about, Err: e.Err})
+				tell(event.TunnelRefused, e.Err, 0)
 			case tunnel.Lost:
-				emit.Emit(event.TunnelLost{Tunnel: about, Err: e.Err})
+				tell(event.TunnelLost, e.Err, 0)
 			case tunnel.Failed:
-				emit.Emit(event.TunnelFailed{Tunnel: about, Err: e.Err})
+				tell(event.TunnelFailed, e.Err, 0)
 			case tunnel.Reopened:
-				emit.Emit(event.TunnelReopened{Tunnel: about})
+				tell(event.TunnelReopened, nil, 0)
 			}
 		},
 	})
 	if err != nil {
 		return nil, err
 	}
+	tell(event.TunnelOpened, nil, opened.LocalPort())
 	t := &tunnelValue{conn: cl, tunnel: opened, sandbox: box.Name}
-	t.release = c.push(&entry{kind: "tunnel", quiet: true, early: true, release: func(context.Context) error { return opened.Close() }})
+	t.close = sync.OnceValue(func() error {
+		err := opened.Close()
+		tell(event.TunnelClosed, err, opened.LocalPort())
+		return err
+	})
+	t.release = c.push(&entry{kind: "tunnel", quiet: true, early: true, release: func(context.Context) error { return t.close() }})
 	return t, nil
 }
 
@@ -138,5 +150,5 @@ func tunnelClose(c *invocation) (starlark.Value, error) {
 	}
 	t := c.self.(*tunnelValue)
 	c.Run.drop(t.release)
-	return starlark.None, t.tunnel.Close()
+	return starlark.None, t.close()
 }

@@ -6,12 +6,13 @@ import "fmt"
 
 // Transfer says how far a transfer of files has come. A short one tells nothing.
 type Transfer struct {
-	Upload  bool   // or else a download
-	Sandbox string // its name
-	Path    string // in the sandbox
-	Files   int    // so far
-	Bytes   int64
-	Done    bool // it has ended well
+	Place
+	Upload  bool   `json:"upload" doc:"whether to the sandbox, or else from it"`
+	Sandbox string `json:"sandbox" doc:"which sandbox"`
+	Path    string `json:"path" doc:"in the sandbox"`
+	Files   int    `json:"files" doc:"how many so far"`
+	Bytes   int64  `json:"bytes" doc:"how much so far"`
+	Done    bool   `json:"done" doc:"whether it has ended well"`
 }
 
 func (e Transfer) line() string {

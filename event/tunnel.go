@@ -2,49 +2,41 @@ package event
 
 import "fmt"
 
-// This file defines what befalls a tunnel while nobody waits for it.
+// This file defines what befalls a tunnel.
 
-// Tunnel says which one. Err, in the events about it, is why.
+// Tunnel says what happens to one.
 type Tunnel struct {
-	Sandbox    string
-	RemotePort int
+	Place
+	Sandbox    string `json:"sandbox" doc:"into which sandbox"`
+	RemotePort int    `json:"remote_port" doc:"the port inside"`
+	LocalPort  int    `json:"local_port,omitempty" doc:"the port on this machine, when it is opened or closed"`
+	State      string `json:"state" doc:"opened, refused (one connection), lost (all of them), reopened, failed (it stays lost) or closed"`
+	Error      string `json:"error,omitempty" doc:"why"`
 }
 
-// TunnelRefused is a connection that was accepted here and not in the sandbox.
-type TunnelRefused struct {
-	Tunnel
-	Err error
+// The states of a tunnel.
+const (
+	TunnelOpened   = "opened"
+	TunnelRefused  = "refused"  // a connection was accepted here and not in the sandbox
+	TunnelLost     = "lost"     // the way ended, and what went through it is reset
+	TunnelReopened = "reopened" // the way is open again
+	TunnelFailed   = "failed"   // the way could not be opened again
+	TunnelClosed   = "closed"
+)
+
+func (e Tunnel) line() string {
+	which := fmt.Sprintf("tunnel to port %d of sandbox %q", e.RemotePort, e.Sandbox)
+	switch e.State {
+	case TunnelOpened:
+		return fmt.Sprintf("%s: open on port %d", which, e.LocalPort)
+	case TunnelRefused:
+		return fmt.Sprintf("warning: %s: a connection was closed: %s", which, e.Error)
+	case TunnelLost:
+		return fmt.Sprintf("warning: %s: its connections were reset: %s", which, e.Error)
+	case TunnelFailed:
+		return fmt.Sprintf("warning: %s: it stays lost: %s", which, e.Error)
+	case TunnelReopened:
+		return which + ": open again"
+	}
+	return which + ": closed"
 }
-
-// TunnelLost is the end of the way to the sandbox. What went through it is reset.
-type TunnelLost struct {
-	Tunnel
-	Err error
-}
-
-// TunnelFailed is that the way could not be opened again for a connection.
-type TunnelFailed struct {
-	Tunnel
-	Err error
-}
-
-// TunnelReopened is that the way is open again.
-type TunnelReopened struct{ Tunnel }
-
-func (e Tunnel) String() string {
-	return fmt.Sprintf("tunnel to port %d of sandbox %q", e.RemotePort, e.Sandbox)
-}
-
-func (e TunnelRefused) line() string {
-	return fmt.Sprintf("warning: %s: a connection was closed: %v", e.Tunnel, e.Err)
-}
-
-func (e TunnelLost) line() string {
-	return fmt.Sprintf("warning: %s: its connections were reset: %v", e.Tunnel, e.Err)
-}
-
-func (e TunnelFailed) line() string {
-	return fmt.Sprintf("warning: %s: it stays lost: %v", e.Tunnel, e.Err)
-}
-
-func (e TunnelReopened) line() string { return fmt.Sprintf("%s: open again", e.Tunnel) }

@@ -218,6 +218,7 @@ func (r *renderer) left(e *ReleaseError) {
 		}
 		r.printf("  %s %q: %s\n    delete it with: sbx-star -c '%s'\n", left.Kind, left.Name, clean(reason), left.Delete())
 	}
+	r.printf("%s sbx-star gc tries again to delete all of it\n", r.paint(cyan, "sbx-star: hint:"))
 }
 
 // indented is text with every line indented, ending with a newline.

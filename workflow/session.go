@@ -48,7 +48,7 @@ func NewSession(ctx context.Context, o Options) *Session {
 		o.Events = event.Terminal(o.Stderr)
 	}
 	s := &Session{options: o, globals: starlark.StringDict{}}
-	s.run = builtins.NewRun(builtins.Options{Connect: o.Connect, Stdout: o.Stdout, Events: o.Events, Env: o.Env, Now: o.Now, Abort: o.Abort})
+	s.run = o.newRun(nil)
 	s.task = builtins.NewTask(ctx, s.run)
 	s.loader = newLoader(s.task)
 	var inRoot string
@@ -191,6 +191,7 @@ func (s *Session) Held() []string { return s.task.Held() }
 // Close releases what the session acquired. Its error is as that of Run.
 func (s *Session) Close() error {
 	defer s.loader.close()
+	defer s.run.Close()
 	failure := &Failure{sources: s.loader.sources, mask: s.run.Mask}
 	if err := s.task.Join(nil); err != nil {
 		failure.Reports = builtins.Reports(err)

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"go.starlark.net/starlark"
@@ -15,6 +16,7 @@ import (
 	"github.com/sbx-star/sbx-star/builtins"
 	"github.com/sbx-star/sbx-star/client"
 	"github.com/sbx-star/sbx-star/event"
+	"github.com/sbx-star/sbx-star/ledger"
 )
 
 // This file defines a run from its beginning to its end.
@@ -40,8 +42,12 @@ type Options struct {
 	MaxSteps     uint64 // what the workflow may execute, in all its tasks; 0 is no limit
 	MaxMemory    uint64 // bytes that the process may use; 0 is no limit
 
-	Keep  bool            // leave what the outermost scope holds
-	Abort <-chan struct{} // once it is closed, nothing more is released
+	Keep          bool            // leave what the outermost scope holds
+	KeepOnFailure bool            // leave it if the workflow fails
+	Abort         <-chan struct{} // once it is closed, nothing more is released
+
+	Ledger *ledger.Ledger // of what is created and to be released; nil keeps none
+	Leases bool           // have the server delete that if it no longer hears of the run
 }
 
 // Run runs a workflow and returns once all that it acquired is released, or is
@@ -54,13 +60,21 @@ func Run(ctx context.Context, o Options) error {
 	if o.Events == nil && o.Stderr != nil {
 		o.Events = event.Terminal(o.Stderr)
 	}
+	began := time.Now()
+	err := runAll(ctx, o)
+	var rendered strings.Builder
+	if Render(&rendered, err, false); rendered.Len() > 0 {
+		o.Events.Emit(event.Failure{Text: rendered.String()})
+	}
+	o.Events.Emit(event.End{ExitCode: ExitCode(err), Seconds: time.Since(began).Round(time.Millisecond).Seconds()})
+	return err
+}
+
+func runAll(ctx context.Context, o Options) error {
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	run := builtins.NewRun(builtins.Options{
-		Connect: o.Connect, Stdout: o.Stdout, Events: o.Events, Env: o.Env, Now: o.Now, Abort: o.Abort,
-		UpdateGolden: o.UpdateGolden,
-		MaxSteps:     o.MaxSteps, Stop: stop,
-	})
+	run := o.newRun(stop)
+	defer run.Close()
 	task := builtins.NewTask(ctx, run)
 	l := newLoader(task)
 	defer l.close()
@@ -69,7 +83,7 @@ func Run(ctx context.Context, o Options) error {
 	err := task.Join(execute(l, task, o))
 	unwatch()
 	failure := &Failure{Reports: reports(ctx, err), sources: l.sources, mask: run.Mask}
-	if err := task.Release(o.Keep); err != nil {
+	if err := task.Release(o.Keep || o.KeepOnFailure && len(failure.Reports) > 0); err != nil {
 		failure.Reports = append(failure.Reports, builtins.Reports(err)...)
 	}
 	if err := run.Flush(); err != nil {
@@ -82,6 +96,16 @@ func Run(ctx context.Context, o Options) error {
 		return nil
 	}
 	return failure
+}
+
+// newRun is a run with what the options give it, whose first task stop cancels.
+// The caller closes it.
+func (o *Options) newRun(stop context.CancelCauseFunc) *builtins.Run {
+	return builtins.NewRun(builtins.Options{
+		Connect: o.Connect, Stdout: o.Stdout, Events: o.Events, Env: o.Env, Now: o.Now, Abort: o.Abort,
+		Ledger: o.Ledger, Leases: o.Leases && !o.Keep && !o.KeepOnFailure,
+		UpdateGolden: o.UpdateGolden, MaxSteps: o.MaxSteps, Stop: stop,
+	})
 }
 
 // execute loads the workflow and runs it.

@@ -283,6 +283,7 @@ func TestReleaseFails(t *testing.T) {
 	want := `sbx-star: error: what this run created and could not release is left behind:
   sandbox "b": SandboxAPIError: the disk is gone
     delete it with: sbx-star -c 'sandbox.delete("b")'
+sbx-star: hint: sbx-star gc tries again to delete all of it
 `
 	if got := rendered(err); got != want {
 		t.Errorf("rendered as\n%s", got)

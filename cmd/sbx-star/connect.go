@@ -48,6 +48,22 @@ func (f *connectFlags) connector() (connect func(context.Context) (*client.Clien
 	return func(context.Context) (*client.Client, error) { return c, nil }, c.Close, nil
 }
 
+// embeddedPrefix is followed by the runtime, where a server is called by one
+// word and is the embedded one.
+const embeddedPrefix = "embedded:"
+
+// target is the server that connector reaches, as a ledger names it.
+func (f *connectFlags) target() (string, error) {
+	options, err := f.options(os.Getenv)
+	if err != nil {
+		return "", err
+	}
+	if options == nil {
+		return embeddedPrefix + f.runtime, nil
+	}
+	return options.Endpoint, nil
+}
+
 // options says which server to reach, or nil for the embedded one. A key that
 // merely lies in the environment never chooses the hosted service.
 func (f *connectFlags) options(env func(string) string) (*client.Options, error) {

@@ -2,9 +2,7 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"sync"
 
@@ -86,17 +84,4 @@ func newRuntime(name string) (runtime.Runtime, error) {
 		return process.New(process.Options{}), nil
 	}
 	return nil, &workflow.UsageError{Message: fmt.Sprintf("there is no runtime %q", name), Hint: "--runtime takes namespace or process"}
-}
-
-// defaultStateDir is $XDG_STATE_HOME/sbx-star, or what that stands for.
-func defaultStateDir() (string, error) {
-	base := os.Getenv("XDG_STATE_HOME")
-	if !filepath.IsAbs(base) { // the specification has relative ones ignored
-		home, err := os.UserHomeDir()
-		if err != nil {
-			return "", errors.New("there is no folder to keep sandboxes in: set HOME or XDG_STATE_HOME")
-		}
-		base = filepath.Join(home, ".local", "state")
-	}
-	return filepath.Join(base, "sbx-star"), nil
 }

@@ -26,6 +26,7 @@ const usage = `Usage:
   sbx-star test [flags] [PATH…]                  run the tests in *_test.star
   sbx-star check [PATH…]                         find what is wrong without running it
   sbx-star fmt [PATH…]                           format workflows
+  sbx-star gc                                    delete what killed runs left behind
   sbx-star doc [NAME…]                           what a workflow can name
   sbx-star version
 
@@ -62,6 +63,8 @@ func dispatch(args []string, stdin io.Reader, stdout, stderr io.Writer) error {
 			return check(args[1:], stdout)
 		case "fmt":
 			return formatFiles(args[1:], stdin, stdout)
+		case "gc":
+			return gc(args[1:], stdout, stderr)
 		case "doc":
 			return doc(args[1:], stdout)
 		case "version":
@@ -122,6 +125,7 @@ func untilSignal(parent context.Context, stderr io.Writer) (ctx context.Context,
 			case s := <-signals:
 				sig := s.(syscall.Signal)
 				if n == 1 {
+					signal.Stop(signals) // a third one ends the process in any case
 					close(second)
 					return
 				}

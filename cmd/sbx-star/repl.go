@@ -61,9 +61,13 @@ func explore(where *connectFlags, stdout, stderr io.Writer) error {
 	defer disconnect()
 
 	abort := make(chan struct{})
-	session := workflow.NewSession(context.Background(), workflow.Options{
-		Connect: connect, Stdout: stdout, Events: event.Terminal(stderr), Env: os.LookupEnv, Abort: abort,
-	})
+	options := workflow.Options{Stdout: stdout, Events: event.Terminal(stderr), Env: os.LookupEnv, Abort: abort}
+	closeBooks, err := where.keepBooks(&options, connect, options.Events)
+	if err != nil {
+		return err
+	}
+	defer closeBooks()
+	session := workflow.NewSession(context.Background(), options)
 	r := newPrompt(session)
 	fmt.Fprintf(stdout, "sbx-star %s; :help says what there is, Ctrl-D leaves\n", version())
 	code := r.loop(session, stdout, stderr)

@@ -115,6 +115,8 @@ func setup(env *testscript.Env) error {
 //	                              signal, as in INT,INT, follows once it has said
 //	                              something about the first, and then asked for a
 //	                              deletion
+//	killed REGEXP COMMAND…        ends the command by SIGKILL once the fake server's
+//	                              log matches
 //	cut-every-byte WANT COMMAND…  runs the command once for each byte that it is
 //	                              sent over WebSockets, the connection cut there,
 //	                              and fails unless it prints what WANT holds
@@ -130,8 +132,12 @@ var scriptCommands = map[string]func(ts *testscript.TestScript, neg bool, args [
 		ts.Check(cmd.Start())
 		wait(ts, cmd, args[0])
 	},
-	"terminal":       terminal,
-	"signal":         signalCommand,
+	"terminal": terminal,
+	"signal":   signalCommand,
+	"killed": func(ts *testscript.TestScript, neg bool, args []string) {
+		need(ts, args, 2, "killed REGEXP COMMAND…")
+		signalCommand(ts, neg, append([]string{"KILL", args[0], "-1"}, args[1:]...))
+	},
 	"cut-every-byte": cutEveryByte,
 	"serve":          serveInBackground,
 	"stop": func(ts *testscript.TestScript, neg bool, args []string) {
@@ -191,7 +197,7 @@ func signalCommand(ts *testscript.TestScript, neg bool, args []string) {
 			// script is on to something else.
 			ts.Check(fakeserver.Of(ts).Await(ctx, 1, regexp.MustCompile("^DELETE ").MatchString))
 		}
-		cmd.Process.Signal(map[string]syscall.Signal{"INT": syscall.SIGINT, "TERM": syscall.SIGTERM}[name])
+		cmd.Process.Signal(map[string]syscall.Signal{"INT": syscall.SIGINT, "TERM": syscall.SIGTERM, "KILL": syscall.SIGKILL}[name])
 	}
 	wait(ts, cmd, args[2])
 }

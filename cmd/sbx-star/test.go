@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/sbx-star/sbx-star/event"
 	"github.com/sbx-star/sbx-star/workflow"
 )
 
@@ -65,8 +66,15 @@ func test(args []string, stdout, stderr io.Writer) error {
 		return err
 	}
 	defer disconnect()
+	var run workflow.Options
+	closeBooks, err := where.keepBooks(&run, connect, event.Terminal(stderr))
+	if err != nil {
+		return err
+	}
+	defer closeBooks()
 	ctx, again, stop := untilSignal(context.Background(), stderr)
 	defer stop()
+	run.Env, run.Abort, run.UpdateGolden = os.LookupEnv, again, *update
 
 	show := showTests(stdout, *verbose)
 	if *asJSON {
@@ -76,7 +84,7 @@ func test(args []string, stdout, stderr io.Writer) error {
 	start := time.Now()
 	passed, failed := workflow.RunTests(ctx, workflow.TestOptions{
 		Files: files, Match: names, Parallel: *parallel, FailFast: *failFast, Timeout: time.Duration(timeout),
-		Run:   workflow.Options{Connect: connect, Env: os.LookupEnv, Abort: again, UpdateGolden: *update},
+		Run:   run,
 		Begin: show.begin,
 		Report: func(r workflow.TestResult) {
 			results = append(results, r)

@@ -33,12 +33,13 @@ const basePath = "/v2/sandboxes"
 
 // Options change what Start makes.
 type Options struct {
-	Dir    string // where the sandboxes lie; "" makes a temporary folder that Close deletes
-	APIKey string // "" asks for none
+	Dir    string           // where the sandboxes lie; "" makes a temporary folder that Close deletes
+	APIKey string           // "" asks for none
+	Now    func() time.Time // nil stands still
 }
 
 // Server is a fake server on a loopback port. Its ids count up from
-// 00000000-0000-4000-8000-000000000001, its clock stands still, and the names
+// 00000000-0000-4000-8000-000000000001, its clock stands still unless it is given one, and the names
 // it makes up are sandbox-00000001 and so on, by the id.
 //
 // The binary that uses it calls process.Child before anything else.
@@ -55,6 +56,7 @@ type Server struct {
 	ctx  context.Context // ends with Close: nothing is delayed any more
 	stop context.CancelFunc
 
+	point  *Point // nil unless the server is to stand still
 	log    requestLog
 	faults faults
 
@@ -78,13 +80,16 @@ func Start(options Options) (_ *Server, err error) {
 		return nil, err
 	}
 	var ids atomic.Int64
+	if options.Now == nil {
+		options.Now = func() time.Time { return time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC) }
+	}
 	s.inner, err = server.New(server.Options{
 		Runtime:    watched{process.New(process.Options{AnyImage: true}), s},
 		StateDir:   s.dir,
 		APIKey:     options.APIKey,
 		BestEffort: true,
 		Version:    "fake",
-		Now:        func() time.Time { return time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC) },
+		Now:        options.Now,
 		NewID:      func() string { return fmt.Sprintf("00000000-0000-4000-8000-%012d", ids.Add(1)) },
 		RequestID:  func() string { return "00000000-0000-4000-8000-ffffffffffff" },
 	})
@@ -173,6 +178,28 @@ func (s *Server) boxes() ([]wire.Box, error) {
 func (s *Server) Sandboxes() (int, error) {
 	boxes, err := s.boxes()
 	return len(boxes), err
+}
+
+// Left names all that there is on the server: sandboxes, templates, volumes,
+// pools and snapshots.
+func (s *Server) Left() (names []string, err error) {
+	for _, collection := range []string{"boxes", "templates", "volumes", "pools", "snapshots"} {
+		var fields map[string]json.RawMessage
+		status, body := s.ask("GET", "/"+collection)
+		if err := json.Unmarshal(body, &fields); err != nil || status != http.StatusOK {
+			return nil, fmt.Errorf("listing the %s: status %d: %s", collection, status, body)
+		}
+		for _, field := range fields {
+			var list []struct{ Name string }
+			if json.Unmarshal(field, &list) != nil {
+				continue // it is no list
+			}
+			for _, resource := range list {
+				names = append(names, collection+"/"+resource.Name)
+			}
+		}
+	}
+	return names, nil
 }
 
 // Processes counts the living daemons, and the living processes whose working
@@ -345,5 +372,6 @@ func compact(text []byte) string {
 	if err := json.Compact(&out, text); err != nil {
 		return strconv.Quote(string(text))
 	}
-	return commandID.ReplaceAllString(out.String(), `"command_id":"<id>"`)
+	text = leaseID.ReplaceAll(out.Bytes(), []byte(`"lease":{"id":"<id>"`))
+	return commandID.ReplaceAllString(string(text), `"command_id":"<id>"`)
 }

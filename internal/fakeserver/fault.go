@@ -62,6 +62,7 @@ var (
 	statusWord = regexp.MustCompile(`^[1-5][0-9][0-9]$`)
 	timesWord  = regexp.MustCompile(`^x([0-9]+|\*)$`)
 	methodWord = regexp.MustCompile(`^[A-Z]+$`)
+	leaseID    = regexp.MustCompile(`"lease":{"id":"[^"]*"`)
 	commandID  = regexp.MustCompile(`"command_id":"[^"]*"`)
 )
 

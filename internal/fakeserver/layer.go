@@ -5,6 +5,7 @@ package fakeserver
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"mime"
@@ -25,6 +26,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	defer s.serving.Done()
 	defer s.logRequest(r)()
+	if !s.pass(r.Context(), r.Method+" "+r.URL.Path) {
+		panic(http.ErrAbortHandler)
+	}
 	faults := s.faults.take(r)
 	if f := faults["delay"]; f != nil {
 		select {
@@ -66,6 +70,10 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	if f := faults["frames"]; f != nil {
 		s.play(w, r, f.script)
+		return
+	}
+	if s.point != nil && strings.HasPrefix(r.URL.Path, basePath+"/") {
+		s.answerLater(w, r)
 		return
 	}
 	s.inner.ServeHTTP(w, r)
@@ -170,6 +178,7 @@ func (u *upgrade) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	if u.s.ctx.Err() != nil { // Close may have looked before
 		conn.Close()
 	}
-	c := &socket{Conn: conn, fromClient: buffered.Reader, s: u.s, faults: u.faults, opaque: u.opaque}
+	ctx, gone := context.WithCancel(u.s.ctx)
+	c := &socket{ctx: ctx, gone: gone, Conn: conn, fromClient: buffered.Reader, s: u.s, faults: u.faults, opaque: u.opaque}
 	return c, bufio.NewReadWriter(bufio.NewReader(c), bufio.NewWriter(c)), nil
 }

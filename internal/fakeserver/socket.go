@@ -5,6 +5,7 @@ package fakeserver
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -40,12 +41,16 @@ type socket struct {
 	messages int // sent to the client
 	sent     int // bytes to the client since the upgrade
 	ended    error
+
+	ctx  context.Context // ends when the client is gone, or the socket is closed
+	gone context.CancelFunc
 }
 
 func (c *socket) Close() error {
 	c.s.mu.Lock()
 	delete(c.s.conns, c.Conn)
 	c.s.mu.Unlock()
+	c.gone()
 	return c.Conn.Close()
 }
 
@@ -54,6 +59,9 @@ func (c *socket) CloseWrite() error { return c.Conn.(*net.TCPConn).CloseWrite() 
 
 func (c *socket) Read(p []byte) (int, error) {
 	n, err := c.fromClient.Read(p)
+	if err != nil {
+		c.gone()
+	}
 	if c.opaque {
 		return n, err
 	}
@@ -88,6 +96,9 @@ func (s *Server) logMessage(opcode byte, data []byte) {
 // Write takes the head of the answer and then frames, in pieces of any size.
 // The one who writes learns at the next piece that the connection was ended.
 func (c *socket) Write(p []byte) (int, error) {
+	if c.ended == nil && !c.s.pass(c.ctx, "a piece of a WebSocket") {
+		c.ended = errEnded
+	}
 	if c.ended != nil {
 		return 0, c.ended
 	}
