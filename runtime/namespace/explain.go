@@ -53,6 +53,9 @@ func explain(out outcome, m machine) error {
 	switch {
 	case (out.Errno == unix.ENOSPC || out.Errno == unix.EDQUOT) && out.Step != stepClone:
 		return fmt.Errorf("%w (%v): a sandbox could not %s", runtime.ErrDiskFull, out.Errno, out.Step)
+	case out.Step == stepFilter && (out.Errno == unix.ENOSYS || out.Errno == unix.EINVAL):
+		return lacks("this kernel or this kind of processor has no filter of system calls for sandboxes",
+			"use a kernel with CONFIG_SECCOMP_FILTER, on amd64 or arm64")
 	case out.Errno == unix.ENOSYS:
 		return lacks("this kernel is too old for sandboxes, or something hides its mount calls from this process",
 			"use Linux 5.12 or later, outside of a container that filters system calls")

@@ -50,11 +50,12 @@ const (
 
 // order is what the first process is to make.
 type order struct {
-	Hostname string
-	Former   string // host name in the files of a snapshot; "" if they have none yet, or the same
-	Plan     plan
-	Mounts   []runtime.Mount
-	Daemon   daemon.Config
+	Hostname   string
+	Former     string // host name in the files of a snapshot; "" if they have none yet, or the same
+	Plan       plan
+	Mounts     []runtime.Mount
+	Unfiltered bool // for tests
+	Daemon     daemon.Config
 }
 
 // outcome is what became of an order.
@@ -158,11 +159,12 @@ func (in *instance) launch(ctx context.Context, p plan, former string) error {
 		return err
 	}
 	control, err := in.startFirst(m, order{
-		Hostname: in.spec.Hostname,
-		Former:   former,
-		Plan:     p,
-		Mounts:   mounts,
-		Daemon:   daemon.Config{Base: environment(), Env: in.spec.Env, WorkDir: home, Home: home},
+		Hostname:   in.spec.Hostname,
+		Former:     former,
+		Plan:       p,
+		Mounts:     mounts,
+		Unfiltered: in.r.unfiltered,
+		Daemon:     daemon.Config{Base: environment(), Env: in.spec.Env, WorkDir: home, Home: home},
 	})
 	if err != nil {
 		return err

@@ -16,6 +16,10 @@
 // can read what that user can read in the system folders, and put new files into
 // them, but neither change what is there nor add to the folders in it.
 //
+// The daemon and its commands can gain no privilege, have the few capabilities
+// that make a system's root its owner, and are refused the system calls that no
+// sandbox needs. Programs of other architectures, such as i386, do not run.
+//
 // In memory, for each sandbox and until it is stopped: /tmp up to 1 GiB, /dev/shm
 // up to 256 MiB, /run up to 64 MiB. Everything else that it writes lies in Spec.Dir
 // or in its mounts, and belongs to the same ids for every sandbox of the same user.
@@ -59,8 +63,9 @@ type Options struct{}
 
 // Runtime makes sandboxes out of namespaces.
 type Runtime struct {
-	noIdmap bool        // for tests: as on a kernel without idmapped mounts
-	plain   atomic.Bool // a sandbox had to do without them
+	noIdmap    bool        // for tests: as on a kernel without idmapped mounts
+	unfiltered bool        // for tests: what holds when the filter of system calls does not
+	plain      atomic.Bool // a sandbox had to do without idmapped mounts
 }
 
 // New returns a Runtime. What the machine lacks is found out by the first Create.

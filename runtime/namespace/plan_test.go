@@ -169,6 +169,8 @@ func TestExplain(t *testing.T) {
 		{stepLayers, unix.EINVAL, user, "XDG_STATE_HOME"},
 		{stepSources, unix.ENOSYS, user, "Linux 5.12"},
 		{stepSources, unix.EPERM, filtered, "does not let a sandbox take the host's system folders"},
+		{stepFilter, unix.EINVAL, user, "CONFIG_SECCOMP_FILTER"},
+		{stepFilter, unix.ENOSYS, user, "amd64 or arm64"},
 		{stepBox, unix.EIO, user, "could not make the sandbox's own folders: text"},
 	} {
 		err := explain(outcome{Step: test.step, Text: "text", Errno: test.errno}, test.machine)

@@ -197,10 +197,10 @@ func TestRights(t *testing.T) {
 	for _, c := range keptCapabilities {
 		caps |= 1 << c
 	}
-	want := fmt.Sprintf("CapInh: %016x\nCapPrm: %016x\nCapEff: %016x\nCapBnd: %016x\nCapAmb: %016x\nNoNewPrivs: 1", 0, caps, caps, caps, 0)
+	want := fmt.Sprintf("CapInh: %016x\nCapPrm: %016x\nCapEff: %016x\nCapBnd: %016x\nCapAmb: %016x\nNoNewPrivs: 1\nSeccomp: 2", 0, caps, caps, caps, 0)
 	b := newBox(t)
 	b.run(t, "true") // the daemon has started what threads it needs
-	const filter = "grep -E '^(Cap|NoNew)' | tr -d '\\t' | sed 's/:/: /'"
+	const filter = "grep -E '^(Cap|NoNew|Seccomp:)' | tr -d '\\t' | sed 's/:/: /'"
 	if got := b.run(t, "cat /proc/self/status | "+filter); got != want {
 		t.Errorf("a command has\n%s\nwant\n%s", got, want)
 	}

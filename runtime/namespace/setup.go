@@ -32,6 +32,7 @@ const (
 	stepLayers  = "lay copy-on-write layers over the host's system folders"
 	stepProc    = "mount /proc"
 	stepMounts  = "take the folders that are to be mounted"
+	stepFilter  = "refuse system calls that no sandbox needs"
 	stepExec    = "start the daemon"
 )
 
@@ -80,6 +81,7 @@ func setUp(o order) error {
 		{"name the host", s.setNames},
 		{"start the loopback interface", loopbackUp},
 		{"give up rights", restrict},
+		{stepFilter, s.filterCalls},
 	} {
 		if err := step.do(); err != nil {
 			return &stepError{step.name, err}
@@ -516,11 +518,23 @@ var (
 		"latency_stats", "sched_debug", "scsi", "timer_list", "timer_stats"}
 )
 
-// coverProc limits /proc, after a last use: further user namespaces, in which a
-// command would have every right again, are switched off in this one.
+// userLimits are how much of what the kernel counts by users a sandbox can take.
+// In further user namespaces a command would have every right again. The others it
+// would take away from the user outside and from all other sandboxes, who count as
+// the same one.
+var userLimits = map[string]string{
+	"max_user_namespaces":   "0",
+	"max_inotify_instances": "32", // of 128, if nobody has changed it
+	"max_inotify_watches":   "65536",
+}
+
+// coverProc limits /proc, after a last use.
 func (s *setup) coverProc() error {
-	if err := os.WriteFile("root/proc/sys/user/max_user_namespaces", []byte("0"), 0); err != nil {
-		return err
+	for name, value := range userLimits {
+		err := os.WriteFile("root/proc/sys/user/"+name, []byte(value), 0)
+		if err != nil && !(errors.Is(err, os.ErrNotExist) && value != "0") { // the kernel may lack inotify
+			return err
+		}
 	}
 	for _, name := range readOnlyProc {
 		name = "root/proc/" + name
@@ -636,6 +650,13 @@ func restrict() error {
 	}
 	unix.Umask(0o022)
 	return nil
+}
+
+func (s *setup) filterCalls() error {
+	if s.Unfiltered {
+		return nil
+	}
+	return filterCalls()
 }
 
 // cloneMount returns a copy of the mount at path that hangs nowhere yet, without
