@@ -30,6 +30,9 @@ func init() {
 		"remove":   adoptAndRemove,
 		"mounts":   inOwnMounts,
 		"no users": withoutUserNamespaces,
+		"break":    breakOut,
+		"climb":    climb,
+		"watch":    takeWatches,
 	}
 }
 

@@ -111,12 +111,16 @@ func newBox(t testing.TB) *box {
 
 // execute runs a command over the data plane.
 func (b *box) execute(ctx context.Context, command string) (wire.ExecResponse, error) {
+	return b.post(ctx, wire.ExecRequest{Command: wire.Command{Line: command}, Timeout: 60, Shell: "/bin/bash"})
+}
+
+func (b *box) post(ctx context.Context, request wire.ExecRequest) (wire.ExecResponse, error) {
 	client := &http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return b.Dial(ctx) },
 	}}
 	var result wire.ExecResponse
-	body, err := json.Marshal(wire.ExecRequest{Command: wire.Command{Line: command}, Timeout: 60, Shell: "/bin/bash"})
+	body, err := json.Marshal(request)
 	if err != nil {
 		return result, err
 	}
