@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
+	"os"
 	"path/filepath"
 	"sync"
 
@@ -75,6 +77,33 @@ func serverOptions(runtimeName, stateDir string) (server.Options, error) {
 	}
 	rt, err := newRuntime(runtimeName, filepath.Join(stateDir, "images"))
 	return server.Options{Runtime: rt, StateDir: stateDir, Version: version()}, err
+}
+
+// examine prints what there is to say about sandboxes on this machine.
+func examine(stateDir string, stdout io.Writer) error {
+	options, err := serverOptions("namespace", stateDir)
+	if err != nil {
+		return err
+	}
+	ctx, _, stop := untilSignal(context.Background(), io.Discard)
+	defer stop()
+	findings := namespace.Diagnose(ctx, options.StateDir)
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	result, last := error(nil), "sandboxes can be made here"
+	for _, f := range findings {
+		mark := map[namespace.Verdict]string{namespace.Good: "ok", namespace.Absent: "-", namespace.Failed: "NO"}[f.Verdict]
+		fmt.Fprintf(stdout, "%-2s  %-15s  %s\n", mark, f.Name, f.Text)
+		if f.Mend != "" {
+			fmt.Fprintf(stdout, "%21s→ %s\n", "", f.Mend)
+		}
+		if f.Verdict == namespace.Failed {
+			result, last = silent(workflow.ExitFailed), "no sandbox can be made here"
+		}
+	}
+	fmt.Fprintln(stdout, last)
+	return result
 }
 
 // newRuntime makes a runtime that keeps its images in a folder.

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"io"
 	goruntime "runtime"
 
 	"github.com/sbx-star/sbx-star/client"
@@ -20,6 +21,8 @@ func embedded(string) (func(context.Context) (*client.Client, error), func(), er
 }
 
 func serverOptions(_, _ string) (server.Options, error) { return server.Options{}, unsupported() }
+
+func examine(string, io.Writer) error { return unsupported() }
 
 func unsupported() error {
 	return &runtime.Unsupported{

@@ -28,6 +28,7 @@ const usage = `Usage:
   sbx-star fmt [PATH…]                           format workflows
   sbx-star gc                                    delete what killed runs left behind
   sbx-star doc [NAME…]                           what a workflow can name
+  sbx-star doctor                                whether sandboxes can be made here
   sbx-star version
 
 FILE --help shows the flags that the workflow itself takes.
@@ -67,6 +68,8 @@ func dispatch(args []string, stdin io.Reader, stdout, stderr io.Writer) error {
 			return gc(args[1:], stdout, stderr)
 		case "doc":
 			return doc(args[1:], stdout)
+		case "doctor":
+			return doctor(args[1:], stdout)
 		case "version":
 			fmt.Fprintln(stdout, "sbx-star", version())
 			return nil

@@ -29,10 +29,11 @@ type Point struct {
 }
 
 // BlockAt has the server stand still at the nth point until Release, the
-// client's disappearance, or Close. It is called before there are requests.
+// client's disappearance, or Close. Points that came before are not counted.
 func (s *Server) BlockAt(n int) *Point {
-	s.point = &Point{number: n, reached: make(chan struct{}), release: make(chan struct{})}
-	return s.point
+	p := &Point{number: n, reached: make(chan struct{}), release: make(chan struct{})}
+	s.point.Store(p)
+	return p
 }
 
 // Reached is closed when the point has come.
@@ -51,7 +52,7 @@ func (p *Point) String() string {
 // pass counts a point, and returns once the server is to go on: false if it
 // should not.
 func (s *Server) pass(ctx context.Context, what string) bool {
-	p := s.point
+	p := s.point.Load()
 	if p == nil {
 		return true
 	}

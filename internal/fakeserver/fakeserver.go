@@ -56,7 +56,7 @@ type Server struct {
 	ctx  context.Context // ends with Close: nothing is delayed any more
 	stop context.CancelFunc
 
-	point  *Point // nil unless the server is to stand still
+	point  atomic.Pointer[Point] // nil unless the server is to stand still
 	log    requestLog
 	faults faults
 

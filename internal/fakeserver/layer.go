@@ -72,7 +72,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.play(w, r, f.script)
 		return
 	}
-	if s.point != nil && strings.HasPrefix(r.URL.Path, basePath+"/") {
+	if s.point.Load() != nil && strings.HasPrefix(r.URL.Path, basePath+"/") {
 		s.answerLater(w, r)
 		return
 	}

@@ -30,6 +30,7 @@ func init() {
 		"remove":   adoptAndRemove,
 		"mounts":   inOwnMounts,
 		"no users": withoutUserNamespaces,
+		"diagnose": diagnoseWithoutUsers,
 		"break":    breakOut,
 		"climb":    climb,
 		"watch":    takeWatches,
@@ -510,6 +511,16 @@ func withoutUserNamespaces(dir string) error {
 	}
 	if _, err := os.Lstat(dir); !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("the folder is left: %v", err)
+	}
+	return nil
+}
+
+func diagnoseWithoutUsers(dir string) error {
+	if err := os.WriteFile("/proc/sys/user/max_user_namespaces", []byte("0"), 0); err != nil {
+		return err
+	}
+	for _, f := range failed(Diagnose(context.Background(), dir)) {
+		fmt.Printf("%s: %s\n", f.Name, f.Mend)
 	}
 	return nil
 }
