@@ -9,11 +9,12 @@ import (
 	"go.starlark.net/starlark"
 )
 
-// This file defines the reference of all builtins, made from their stubs.
+// This file defines the reference: of all builtins, made from their stubs, and
+// of the standard library.
 
 // Reference is the documentation of every builtin as Markdown: what a workflow
 // can name first, in the order of the alphabet, then the values and their
-// members.
+// members; and after them that of the standard library.
 func Reference() string {
 	all := stubs()
 	names := make([]string, 0, len(all))
@@ -44,6 +45,7 @@ func Reference() string {
 		}
 		b.WriteString(markdown(all[name].Doc()))
 	}
+	b.WriteString(modulesReference())
 	return b.String()
 }
 
@@ -83,8 +85,7 @@ func parameters(fn *starlark.Function) string {
 	return strings.Join(list, ", ")
 }
 
-// markdown is a docstring, whose sections Args, Returns and Attributes become
-// lists.
+// markdown is a docstring, whose sections Args and Attributes become lists.
 func markdown(doc string) string {
 	var b strings.Builder
 	inList := false
@@ -94,7 +95,7 @@ func markdown(doc string) string {
 		case text == "":
 			b.WriteString("\n")
 		case strings.HasSuffix(text, ":") && !strings.Contains(text, " "):
-			inList = true
+			inList = text != "Returns:"
 			b.WriteString(text + "\n\n")
 		case inList && strings.HasPrefix(line, "      ") && !strings.HasPrefix(line, "       "):
 			name, what, _ := strings.Cut(text, ": ")

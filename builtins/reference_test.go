@@ -22,7 +22,8 @@ func TestReference(t *testing.T) {
 	if err != nil || string(got) != want {
 		t.Errorf("%s is not what the stubs say; go test ./builtins -run Reference -update rewrites it (%v)", path, err)
 	}
-	for _, name := range []string{"## sandbox\n", "### sandbox.run\n", "### command.kill\n", "## the value command\n", "`using(value, fn)`"} {
+	for _, name := range []string{"## sandbox\n", "### sandbox.run\n", "### command.kill\n", "## the value command\n", "`using(value, fn)`",
+		"## @std//wait.star\n", "\n### until\n\n`until(fn, timeout = 30, "} {
 		if !strings.Contains(want, name) {
 			t.Errorf("the reference has no %q", name)
 		}
