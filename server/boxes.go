@@ -29,6 +29,7 @@ type box struct {
 	Runtime    string              `json:"runtime"` // that made it
 	Hostname   string              `json:"hostname"`
 	Image      string              `json:"image"`
+	Digest     string              `json:"digest,omitempty"` // of the image, once it is known
 	Env        map[string]string   `json:"env,omitempty"`
 	Mounts     []wire.VolumeMount  `json:"mounts,omitempty"` // volumes by id
 	Git        []gitMount          `json:"git,omitempty"`
@@ -40,10 +41,14 @@ type box struct {
 	Services   []wire.ServiceGrant `json:"services,omitempty"` // ports that tokens were made for
 	Unmade     bool                `json:"unmade,omitempty"`   // never was ready: to start it is to make it
 	Owner      string              `json:"owner,omitempty"`    // the server that is making, starting, stopping or deleting it
+
+	fresh      bool   // the registry is to be asked, whatever there is
+	registry   string // id of the record to log in by
+	imageBytes int64
 }
 
 func (s *Server) spec(b *box) runtime.Spec {
-	spec := runtime.Spec{ID: b.Box.ID, Hostname: b.Hostname, Dir: s.store.boxDir(b.Box.ID), Image: b.Image, Env: b.env()}
+	spec := runtime.Spec{ID: b.Box.ID, Hostname: b.Hostname, Dir: s.store.boxDir(b.Box.ID), Image: cmp.Or(b.Digest, b.Image), Env: b.env()}
 	if b.Layer != "" {
 		spec.Snapshot = s.store.layerDir(b.Layer)
 	}

@@ -107,8 +107,8 @@ func (s *Server) gitMounts(raw json.RawMessage) ([]gitMount, error) {
 // could be a credential.
 func (s *Server) gitURL(loc, address string) (string, error) {
 	if strings.HasPrefix(address, "/") || strings.HasPrefix(address, "file:") {
-		if !s.options.LocalGit {
-			return "", unsupported("mount_config", "repositories on the server's own machine are switched off: start it with --allow-local-git, after which whoever has its key may read them")
+		if !s.options.LocalFiles {
+			return "", unsupported("mount_config", "repositories on the server's own machine are switched off: start it with --allow-local-files, after which whoever has its key may read them")
 		}
 		path := strings.TrimPrefix(address, "file://")
 		if !filepath.IsAbs(path) || filepath.Clean(path) != path || strings.ContainsAny(path, "\x00\n%?#") {

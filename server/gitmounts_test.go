@@ -36,7 +36,7 @@ func gitBody(remote, more string) string {
 func TestGitMounts(t *testing.T) {
 	repo := repository(t)
 	h := &host{}
-	f := serve(t, h, func(o *server.Options) { o.LocalGit = true })
+	f := serve(t, h, func(o *server.Options) { o.LocalFiles = true })
 	for ref, want := range map[string]string{
 		"": "later\n",
 		`,"ref":{"type":"branch","name":"other"}`: "other\n",
@@ -87,7 +87,7 @@ func TestGitMountRefusals(t *testing.T) {
 	h := &host{}
 	f := serve(t, h, nil)
 	for _, remote := range []string{repo, "file://" + repo, "file:" + repo} {
-		f.do("POST", "/boxes", gitBody(remote, "")).want(t, 422, `"error":"SandboxConfig"`, "--allow-local-git")
+		f.do("POST", "/boxes", gitBody(remote, "")).want(t, 422, `"error":"SandboxConfig"`, "--allow-local-files")
 	}
 	for _, remote := range []string{"", "http://h/p", "ssh://h/p", "git@h:p", "https://h", "https://h/", "https://u@h/p", "https://u:p@h/p", "https://h/p?x", "https://h/p?",
 		"https://h/p#x", "https://h/p q", " https://h/p", "../repo", "ext::sh -c id", "--upload-pack=id", "https:///p"} {

@@ -152,6 +152,13 @@ func (s *Server) create(ctx context.Context, b *box) (runtime.Instance, error) {
 		}
 		return nil, err
 	}
+	err := s.fetchImage(ctx, b)
+	if refused, ok := errors.AsType[*failure](err); ok {
+		return nil, refused
+	}
+	if err != nil {
+		return nil, s.placingFailed(err, b.Image)
+	}
 	instance, err := s.options.Runtime.Create(ctx, s.spec(b))
 	if err != nil {
 		return nil, s.placingFailed(err, b.Image)
@@ -247,10 +254,13 @@ func (s *Server) placingFailed(err error, image string) error {
 		f.status, f.problem.Type, f.retryAfter = http.StatusServiceUnavailable, kindUnschedulable, roomPause
 		return f
 	}
+	if missing, ok := errors.AsType[*runtime.ImageError](err); ok {
+		return imageFailed(missing)
+	}
 	kind := kindCrashLoop
 	if _, ok := errors.AsType[*runtime.Unsupported](err); ok {
 		kind = kindSandboxConfig
-		if image != runtime.HostImage {
+		if _, images := s.options.Runtime.(runtime.Images); !images && image != runtime.HostImage {
 			kind = kindImagePull
 		}
 	}
@@ -344,6 +354,9 @@ func (s *Server) deleteFound(ctx context.Context, find func() (*box, error)) err
 	})
 	if err != nil {
 		return err
+	}
+	if b.Image != runtime.HostImage {
+		defer s.collectImages()
 	}
 	if inTheMaking {
 		err = s.interrupt(ctx, b)

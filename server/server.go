@@ -33,7 +33,7 @@ type Options struct {
 	APIKey        string           // what clients must send; "" asks for none and is for private sockets and loopback
 	ServiceDomain string           // hosts below it are services of sandboxes; "" is localhost, for browsers on this machine
 	PublicURL     string           // base of every dataplane_url; "" takes scheme and host of the request that asks
-	LocalGit      bool             // git mounts may name folders of this machine that the server's user can read
+	LocalFiles    bool             // git mounts and images may name files of this machine that the server's user can read, and images be had with that user's registry logins
 	BestEffort    bool             // accept limits that the runtime cannot enforce
 	Quota         Quota            // how much is kept at a time
 	StopIdle      time.Duration    // idle_ttl_seconds of sandboxes that could be stopped for it and say nothing; 0: none

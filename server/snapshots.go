@@ -31,9 +31,10 @@ const (
 type snapshot struct {
 	Snapshot wire.Snapshot `json:"snapshot"`
 	Tag      string        `json:"tag"`
-	Image    string        `json:"image"`           // that lies below its files
-	Layer    bool          `json:"layer,omitempty"` // it has files of its own
-	Owner    string        `json:"owner,omitempty"` // the server that is making it
+	Image    string        `json:"image"`            // that lies below its files
+	Digest   string        `json:"digest,omitempty"` // of the image
+	Layer    bool          `json:"layer,omitempty"`  // it has files of its own
+	Owner    string        `json:"owner,omitempty"`  // the server that is making it
 }
 
 func (s *Server) createSnapshot(c call) (int, any, error) {
@@ -45,6 +46,9 @@ func (s *Server) createSnapshot(c call) (int, any, error) {
 		return 0, nil, invalid("body.docker_image", "an image is required, such as %q", runtime.HostImage)
 	}
 	if err := s.checkSnapshot(in.Name, in.Tag, in.Description, in.FSCapacityBytes, in.RunConfig); err != nil {
+		return 0, nil, err
+	}
+	if err := s.checkImage(in.DockerImage); err != nil {
 		return 0, nil, err
 	}
 	sn := s.newSnapshot(in.Name, in.Tag, in.Labels)
@@ -71,6 +75,7 @@ func (s *Server) createSnapshot(c call) (int, any, error) {
 			return err
 		}
 		probe = s.newHidden(sn.Snapshot.ID, in.DockerImage)
+		probe.Box.RunConfig, probe.fresh, probe.registry = in.RunConfig, true, sn.Snapshot.RegistryID
 		if err := s.register(probe, &boxCreate{}); err != nil {
 			return errors.Join(err, s.store.snapshots.remove(sn.Snapshot.ID))
 		}
@@ -124,8 +129,9 @@ func (s *Server) captureSnapshot(c call) (int, any, error) {
 		return 0, nil, err
 	}
 	sn := s.newSnapshot(in.Name, in.Tag, merged(b.Box.Labels, in.Labels))
-	sn.Image, sn.Layer, sn.Owner = b.Image, true, s.store.owner
+	sn.Image, sn.Digest, sn.Layer, sn.Owner = b.Image, b.Digest, true, s.store.owner
 	sn.Snapshot.Status, sn.Snapshot.SourceSandboxID, sn.Snapshot.RunConfig = wire.StatusBuilding, b.Box.ID, overlay(b.Box.RunConfig, in.RunConfig)
+	sn.Snapshot.ImageDigest = b.Digest
 	sn.Snapshot.FSCapacityBytes, sn.Snapshot.Description = capacity, in.Description
 	if capacity == 0 && b.Box.FSCapacityBytes != nil {
 		sn.Snapshot.FSCapacityBytes = *b.Box.FSCapacityBytes
@@ -235,7 +241,7 @@ func (s *Server) capture(deleted context.Context, source runtime.Instance, id, b
 			s.options.Log.Error("a capture that failed could not be cleared away", "snapshot", id, "error", clearErr)
 		}
 	}
-	s.finishSnapshot(id, used, err)
+	s.finishSnapshot(id, err, func(sn *snapshot) { sn.Snapshot.FSUsedBytes = &used })
 }
 
 // build makes a snapshot of an image: it is ready if a sandbox can be made from
@@ -247,11 +253,15 @@ func (s *Server) build(id string, probe *box) {
 	} else if missing, ok := errors.AsType[*runtime.Unsupported](err); ok {
 		err = fmt.Errorf("the image %q cannot be had: %w", probe.Image, missing)
 	}
-	s.finishSnapshot(id, 0, err)
+	s.finishSnapshot(id, err, func(sn *snapshot) {
+		sn.Digest, sn.Snapshot.ImageDigest = probe.Digest, probe.Digest
+		sn.Snapshot.RunConfig, sn.Snapshot.FSUsedBytes = probe.Box.RunConfig, &probe.imageBytes
+	})
 }
 
-// finishSnapshot writes down how the making of a snapshot ended.
-func (s *Server) finishSnapshot(id string, used int64, why error) {
+// finishSnapshot writes down how the making of a snapshot ended; made sets what
+// it has become.
+func (s *Server) finishSnapshot(id string, why error, made func(*snapshot)) {
 	err := s.store.update(context.Background(), func() error {
 		sn, err := s.store.snapshots.get(id)
 		if err != nil {
@@ -259,9 +269,11 @@ func (s *Server) finishSnapshot(id string, used int64, why error) {
 		}
 		sn.Owner = ""
 		if v := &sn.Snapshot; v.Status == wire.StatusBuilding {
-			v.Status, v.FSUsedBytes, v.UpdatedAt = wire.StatusReady, &used, s.now()
-			if why != nil {
-				v.Status, v.FSUsedBytes, v.StatusMessage = wire.StatusFailed, nil, s.reason(why)
+			v.Status, v.StatusMessage, v.UpdatedAt = wire.StatusReady, "", s.now()
+			if why == nil {
+				made(sn)
+			} else {
+				v.Status, v.StatusMessage = wire.StatusFailed, s.reason(why)
 			}
 		}
 		return s.store.snapshots.put(id, sn)
@@ -466,6 +478,7 @@ func (s *Server) collectSnapshots() {
 	for _, folder := range folders {
 		s.store.clear(folder)
 	}
+	s.collectImages()
 }
 
 // fromSnapshot sets what a sandbox has of the snapshot that it is made from, if
@@ -485,7 +498,7 @@ func (s *Server) fromSnapshot(b *box, in *boxCreate) error {
 	if status, message := s.snapshotStatus(sn); status != wire.StatusReady {
 		return fail(http.StatusBadRequest, kindNoSnapshot, "the snapshot %q is not ready: %s", reference, cmp.Or(message, "it is "+status))
 	}
-	b.Image, b.Box.SnapshotID = sn.Image, sn.Snapshot.ID
+	b.Image, b.Digest, b.Box.SnapshotID = sn.Image, sn.Digest, sn.Snapshot.ID
 	if sn.Layer {
 		b.Layer = sn.Snapshot.ID
 	}

@@ -292,6 +292,24 @@ func (t table[T]) all() ([]*T, error) {
 	return records, nil
 }
 
+// whole reads every record, or fails.
+func (t table[T]) whole() ([]*T, error) {
+	entries, err := os.ReadDir(t.dir)
+	if err != nil {
+		return nil, err
+	}
+	var records []*T
+	for _, e := range entries {
+		record, err := t.get(strings.TrimSuffix(e.Name(), t.suffix))
+		if err == nil {
+			records = append(records, record)
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+	}
+	return records, nil
+}
+
 // put writes a record; only inside update.
 func (t table[T]) put(id string, record *T) error {
 	data, err := json.Marshal(record)

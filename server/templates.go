@@ -26,6 +26,9 @@ func (s *Server) createTemplate(c call) (int, any, error) {
 	if in.Image == "" {
 		return 0, nil, invalid("body.image", "an image is required, such as %q", "host")
 	}
+	if err := s.checkImage(in.Image); err != nil {
+		return 0, nil, err
+	}
 	if err := s.checkResources(in.Resources); err != nil {
 		return 0, nil, err
 	}
@@ -134,6 +137,9 @@ func (s *Server) deleteTemplate(c call) (int, any, error) {
 		}
 		return s.store.templates.remove(t.ID)
 	})
+	if err == nil {
+		s.collectImages()
+	}
 	return http.StatusNoContent, nil, err
 }
 

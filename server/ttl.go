@@ -150,6 +150,7 @@ func (s *Server) due(b *box) (action, setting string) {
 func (s *Server) janitor() {
 	ticker := time.NewTicker(tidyEvery)
 	defer ticker.Stop()
+	s.collectImages()
 	for {
 		s.tidy()
 		select {

@@ -3,11 +3,13 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
 	"path/filepath"
 	"sync"
 
 	"github.com/sbx-star/sbx-star/client"
 	"github.com/sbx-star/sbx-star/runtime"
+	"github.com/sbx-star/sbx-star/runtime/image"
 	"github.com/sbx-star/sbx-star/runtime/namespace"
 	"github.com/sbx-star/sbx-star/runtime/process"
 	"github.com/sbx-star/sbx-star/server"
@@ -33,7 +35,7 @@ func embedded(runtimeName string) (connect func(context.Context) (*client.Client
 		return nil, nil, err
 	}
 	options.BestEffort = true // the machine's own user asks; GET /info tells what is not enforced
-	options.LocalGit = true   // who asks may read them anyway
+	options.LocalFiles = true // who asks may read them anyway
 	var cleanups []func()
 	start := func() (*client.Client, error) {
 		s, err := server.New(options)
@@ -72,14 +74,19 @@ func serverOptions(runtimeName, stateDir string) (server.Options, error) {
 	if err != nil {
 		return server.Options{}, err
 	}
-	rt, err := newRuntime(runtimeName)
+	rt, err := newRuntime(runtimeName, filepath.Join(stateDir, "images"))
 	return server.Options{Runtime: rt, StateDir: stateDir, Version: version()}, err
 }
 
-func newRuntime(name string) (runtime.Runtime, error) {
+// newRuntime makes a runtime that keeps its images in a folder.
+func newRuntime(name, images string) (runtime.Runtime, error) {
 	switch name {
 	case "namespace":
-		return namespace.New(namespace.Options{})
+		rt, err := namespace.New(namespace.Options{Images: images, Mirrors: os.Getenv(image.MirrorVar)})
+		if err != nil {
+			return nil, &workflow.UsageError{Message: err.Error(), Hint: "correct it, or unset it"}
+		}
+		return rt, nil
 	case "process":
 		return process.New(process.Options{}), nil
 	}

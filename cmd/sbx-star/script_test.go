@@ -9,6 +9,7 @@ import (
 	"flag"
 	"fmt"
 	"maps"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,9 +21,16 @@ import (
 	"testing"
 	"time"
 
+	imagename "github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/layout"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/sbx-star/sbx-star/internal/fakeserver"
+	"github.com/sbx-star/sbx-star/internal/testimage"
 )
 
 // This file runs the golden scripts of testdata/scripts: each runs sbx-star as
@@ -122,6 +130,9 @@ func setup(env *testscript.Env) error {
 //	                              and fails unless it prints what WANT holds
 //	serve ADDRESS FLAGS…          starts sbx-star serve in the background and sets
 //	                              what it prints: SBX_STAR_ENDPOINT and the key
+//	images                        serves an image from a registry on loopback and
+//	                              sets REGISTRY; the same image is in archive.tar,
+//	                              oci and dir, and one of another machine in far
 //	stop CODE                     ends it by SIGTERM; fails unless it ends with CODE
 //	leftovers                     fails if a sandbox of the state folder is left:
 //	                              a folder, a process or a mount
@@ -140,6 +151,7 @@ var scriptCommands = map[string]func(ts *testscript.TestScript, neg bool, args [
 	},
 	"cut-every-byte": cutEveryByte,
 	"serve":          serveInBackground,
+	"images":         makeImages,
 	"stop": func(ts *testscript.TestScript, neg bool, args []string) {
 		need(ts, args, 1, "stop CODE")
 		server := ts.Value(serverKey{}).(*background)
@@ -287,6 +299,31 @@ func serveInBackground(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Setenv(name, value)
 	}
 	ts.Value(serverKey{}).(*background).cmd = cmd
+}
+
+func makeImages(ts *testscript.TestScript, neg bool, args []string) {
+	img, err := testimage.BusyboxImage(v1.Config{Env: []string{"COLOR=blue"}, WorkingDir: "/data", Cmd: []string{"nothing"}},
+		testimage.Folder("data"), testimage.File("data/note", "from the image\n"))
+	ts.Check(err)
+	far, err := testimage.Image(v1.Config{})
+	ts.Check(err)
+	far, err = mutate.ConfigFile(far, &v1.ConfigFile{OS: "linux", Architecture: "s390x"})
+	ts.Check(err)
+	server := httptest.NewServer(testimage.Registry())
+	ts.Defer(server.Close)
+	host := strings.TrimPrefix(server.URL, "http://")
+	ts.Setenv("REGISTRY", host)
+	ts.Check(testimage.Push(host+"/team/app:1", img))
+	ts.Check(testimage.Push(host+"/team/far:1", far))
+	ref, err := imagename.NewTag(host + "/team/app:1")
+	ts.Check(err)
+	ts.Check(tarball.WriteToFile(ts.MkAbs("archive.tar"), ref, img))
+	oci, err := layout.Write(ts.MkAbs("oci"), empty.Index)
+	ts.Check(err)
+	ts.Check(oci.AppendImage(img))
+	entries, err := testimage.Busybox()
+	ts.Check(err)
+	ts.Check(testimage.WriteFolder(ts.MkAbs("dir"), entries))
 }
 
 func cutEveryByte(ts *testscript.TestScript, neg bool, args []string) {

@@ -33,8 +33,11 @@ GET /healthz tells without a key that it runs, GET /metrics with it how it does.
 
 A git mount is fetched by this machine's git, which is given no credential and no
 configuration of the user: what can be fetched is what anybody in this network
-could. Paths on this machine are refused without --allow-local-git, because the
-key to the API must not become one to the files of the user who serves it.
+could. So are images, of which dir:PATH, docker-archive:FILE and oci:DIR are files
+of this machine. Such paths are refused without --allow-local-files, because the key
+to the API must not become one to the files of the user who serves it; with it, that
+user's Docker logins are used as well. SBX_STAR_REGISTRY_MIRROR names mirrors of
+registries, as in docker.io=registry.example:5000/hub.
 
 Flags:
 `
@@ -48,7 +51,7 @@ func serve(args []string, stdout, stderr io.Writer) error {
 	bestEffort := flags.Bool("best-effort", false, "accept limits that this machine cannot enforce, and say so in GET /info")
 	quota := flags.StringToInt64("quota", nil, "keep no more than `KIND=NUMBER,…` of sandboxes, volumes, volume-bytes, pools and snapshots")
 	serviceDomain := flags.String("service-domain", "", "the `DOMAIN` below which services in sandboxes have their hosts (localhost otherwise)")
-	localGit := flags.Bool("allow-local-git", false, "let git mounts name repositories on this machine: whoever has the key may read what this user can")
+	localFiles := flags.Bool("allow-local-files", false, "let git mounts and images name files of this machine: whoever has the key may read what this user can")
 	if err := parse(flags, args, serveUsage, stdout); err != nil {
 		if errors.Is(err, pflag.ErrHelp) {
 			return nil
@@ -66,7 +69,7 @@ func serve(args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	options.APIKey, options.BestEffort, options.ServiceDomain, options.LocalGit = key, *bestEffort, *serviceDomain, *localGit
+	options.APIKey, options.BestEffort, options.ServiceDomain, options.LocalFiles = key, *bestEffort, *serviceDomain, *localFiles
 	options.StopIdle, options.DeleteStopped = 10*time.Minute, 14*24*time.Hour // protocol.md §2.7
 	if options.Quota, err = quotaOf(*quota); err != nil {
 		return err

@@ -29,18 +29,23 @@ import (
 const (
 	setUpStage  = "set-up"
 	daemonStage = "daemon"
-	copyStage   = "copy" // of no sandbox: snapshot.go
+	copyStage   = "copy"   // of no sandbox: snapshot.go
+	unpackStage = "unpack" // likewise: image.go
+	sumStage    = "sum"
 )
 
 // Child becomes a sandbox's first process if that is what this process was
 // started as, and never returns then; otherwise it returns at once. main, and
 // TestMain of tests that make sandboxes, call it before anything else.
 func Child() {
-	if len(os.Args) != 2 || os.Args[0] != childName {
+	if len(os.Args) < 2 || os.Args[0] != childName {
 		return
 	}
-	if os.Args[1] == copyStage {
+	switch os.Args[1] {
+	case copyStage:
 		copyAndExit()
+	case unpackStage, sumStage:
+		workAndExit(os.Args[1:])
 	}
 	o, err := readOrder()
 	if err == nil && os.Args[1] == setUpStage {

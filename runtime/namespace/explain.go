@@ -74,6 +74,9 @@ func explain(out outcome, m machine) error {
 	case out.Step == stepMounts && out.Errno == unix.EINVAL:
 		return lacks("something is mounted below a folder that the sandbox is to mount, and an ordinary user can't leave it out",
 			"unmount it, or use root")
+	case out.Step == stepExec && out.Errno == unix.ENOENT:
+		return lacks("this program needs shared libraries, which the image does not have",
+			"build it by CGO_ENABLED=0 go build")
 	case refused:
 		return lacks("this machine, or the container that this runs in, does not let a sandbox "+out.Step,
 			"start a container with "+containerFlags)

@@ -26,6 +26,7 @@ import (
 // say to each other:
 //
 //	maker: the order, before the start, as a file
+//	maker: one byte for each layer of an image, with a mount of it if it can have one
 //	maker: one byte for each layer, with an idmapped mount of it if it can have one
 //	maker: one byte for each mount, with a mount of its source if it can have one
 //	first process: one outcome, of the set-up if it failed, or else of the start
@@ -171,7 +172,11 @@ func (in *instance) launch(ctx context.Context, p plan, former string) error {
 	stop := context.AfterFunc(ctx, func() { control.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 
-	plain, sendErr := sendLayers(control, in.proc.PID, p.Layers, m.many && !in.r.noIdmap && overlayTakesIdmapped())
+	sendErr := sendImage(control, p.Image)
+	plain := false
+	if sendErr == nil {
+		plain, sendErr = sendLayers(control, in.proc.PID, p.Layers, m.many && !in.r.noIdmap && overlayTakesIdmapped())
+	}
 	if sendErr == nil {
 		sendErr = sendMounts(control, mounts, m)
 	}

@@ -6,7 +6,9 @@
 // A sandbox is a process tree in new user, mount, pid, network, uts, ipc and
 // cgroup namespaces. Its first process sets it up and then becomes the daemon.
 // Its root is a folder of its own; of the host it sees the system folders (usr,
-// etc, opt and the like), each below a copy-on-write layer, and nothing else.
+// etc, opt and the like), each below a copy-on-write layer, and nothing else. The
+// root of one that is made from another image is a copy-on-write layer over those
+// of the image, and of the host it sees nothing.
 //
 // Made by root, a sandbox has 65536 ids, none of which is anybody outside, and
 // its root owns the system files in its own view of them. Files that not
@@ -30,6 +32,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 	"unicode"
@@ -37,6 +40,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sbx-star/sbx-star/runtime"
+	"github.com/sbx-star/sbx-star/runtime/image"
 	"github.com/sbx-star/sbx-star/runtime/tree"
 	"github.com/sbx-star/sbx-star/wire"
 )
@@ -54,17 +58,26 @@ const home = "/home/user"
 // name is the runtime's in Info and in snapshots.
 const name = "namespace"
 
-// Options configures a Runtime. There is nothing to choose yet.
-type Options struct{}
+// Options configures a Runtime.
+type Options struct {
+	Images  string // absolute folder where images are kept; "" has none but the host's
+	Mirrors string // of registries, as image.ParseMirrors reads them
+}
 
 // Runtime makes sandboxes out of namespaces.
 type Runtime struct {
+	images  func() (*image.Store, error)
 	noIdmap bool        // for tests: as on a kernel without idmapped mounts
 	plain   atomic.Bool // a sandbox had to do without them
 }
 
 // New returns a Runtime. What the machine lacks is found out by the first Create.
-func New(Options) (*Runtime, error) { return &Runtime{}, nil }
+func New(o Options) (*Runtime, error) {
+	if _, err := image.ParseMirrors(o.Mirrors); err != nil {
+		return nil, err
+	}
+	return &Runtime{images: sync.OnceValues(func() (*image.Store, error) { return openImages(o) })}, nil
+}
 
 // Info describes the runtime. After a first Create on a machine that cannot
 // idmap the system folders it says so.
@@ -82,19 +95,13 @@ func (r *Runtime) Info() runtime.Info {
 // Create implements runtime.Runtime. It makes Spec.Dir accessible to its owner
 // alone, because what a sandbox marks setuid there must be out of others' reach.
 func (r *Runtime) Create(ctx context.Context, spec runtime.Spec) (runtime.Instance, error) {
-	if spec.Image != "" && spec.Image != runtime.HostImage {
-		return nil, &runtime.Unsupported{
-			What: fmt.Sprintf("the namespace runtime has no image %q", spec.Image),
-			Hint: fmt.Sprintf("use the image %q, which is this machine's own system, or a server that has images by --endpoint URL", runtime.HostImage),
-		}
-	}
 	if h := spec.Hostname; h == "" || len(h) > 64 || strings.ContainsFunc(h, unicode.IsSpace) {
 		return nil, fmt.Errorf("a sandbox can't be called %q: a host name is 1 to 64 bytes without white space", h)
 	}
 	if _, err := sortMounts(spec.Mounts); err != nil {
 		return nil, err
 	}
-	plan, err := planHost(spec.Dir)
+	plan, err := r.plan(ctx, spec)
 	if err != nil {
 		return nil, err
 	}
@@ -206,7 +213,7 @@ func (in *instance) Start(ctx context.Context) error {
 	if err := in.end(ctx); err != nil {
 		return err
 	}
-	plan, err := planHost(in.dir)
+	plan, err := in.r.plan(ctx, in.spec)
 	if err != nil {
 		return err
 	}

@@ -31,6 +31,7 @@ type plan struct {
 	Layers []string // folders of the host, each below a copy-on-write layer
 	Files  []string // files of the host, bound read-only
 	Links  []link   // made again with the host's target
+	Image  []string // folders of an image's layers, the topmost first, in the place of all of the host's
 }
 
 type link struct{ Path, Target string }

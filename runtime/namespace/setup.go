@@ -105,6 +105,7 @@ type setup struct {
 	root    int            // the sandbox's root, once it is mounted
 	layers  []source       // in the order of Plan.Layers
 	files   []int          // in the order of Plan.Files; -1 if it has gone
+	image   []int          // in the order of Plan.Image
 	mounts  []int          // in the order of Mounts
 	devices map[string]int // by name in /dev
 }
@@ -128,6 +129,9 @@ var devices = []string{"null", "zero", "full", "random", "urandom", "tty"}
 // reached. The sandbox's folder is the working directory.
 func (s *setup) takeSources() (err error) {
 	if s.box, err = cloneMount(".", boxFlags, -1); err != nil {
+		return err
+	}
+	if err := s.takeImage(); err != nil {
 		return err
 	}
 	for _, name := range s.Plan.Layers {
@@ -164,9 +168,12 @@ func (s *setup) takeSources() (err error) {
 }
 
 // makeStage puts the place to work in over a folder that is sure to exist and no
-// longer needed: the first layer's.
+// longer needed: the first layer's, or the one of the devices.
 func (s *setup) makeStage() error {
-	stage := "/" + s.Plan.Layers[0]
+	stage := "/dev"
+	if len(s.Plan.Layers) > 0 {
+		stage = "/" + s.Plan.Layers[0]
+	}
 	if err := mountMemory(stage, "mode=755,size=1m", 0); err != nil {
 		return err
 	}
@@ -188,6 +195,9 @@ func (s *setup) makeBox() error {
 	}
 	if err := makeDirs("box/up", "box/work"); err != nil {
 		return err
+	}
+	if s.Plan.Image != nil {
+		return nil
 	}
 	if err := unix.Access("box/root", unix.F_OK); errors.Is(err, unix.ENOENT) {
 		if err := s.furnish("box/root.new"); err != nil {
@@ -284,6 +294,9 @@ func fdPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
 // mountLayers lays an overlay over each system folder. Its upper side is in the
 // sandbox's folder under the whole path in one name.
 func (s *setup) mountLayers() error {
+	if s.Plan.Image != nil {
+		return s.mountImage()
+	}
 	laid := map[string]bool{}
 	for i, name := range s.Plan.Layers {
 		flat := url.QueryEscape(name)
