@@ -31,7 +31,7 @@ import (
 
 // Pull implements runtime.Images.
 func (r *Runtime) Pull(ctx context.Context, request runtime.ImageRequest) (runtime.Image, error) {
-	store, err := r.images()
+	store, err := r.store()
 	if err != nil {
 		return runtime.Image{}, err
 	}
@@ -40,11 +40,19 @@ func (r *Runtime) Pull(ctx context.Context, request runtime.ImageRequest) (runti
 
 // CollectImages implements runtime.Images.
 func (r *Runtime) CollectImages(ctx context.Context, keep func() (runtime.ImagesInUse, error)) error {
-	store, err := r.images()
+	store, err := r.store()
 	if err != nil {
 		return err
 	}
 	return store.CollectImages(ctx, keep)
+}
+
+// store returns the images that the runtime has.
+func (r *Runtime) store() (*image.Store, error) {
+	if r.images == nil {
+		return openImages(Options{})
+	}
+	return r.images()
 }
 
 // openImages returns the store of the images in a folder.
@@ -67,7 +75,7 @@ func (r *Runtime) plan(ctx context.Context, spec runtime.Spec) (plan, error) {
 	if spec.Image == "" || spec.Image == runtime.HostImage {
 		return planHost(spec.Dir)
 	}
-	store, err := r.images()
+	store, err := r.store()
 	if err != nil {
 		return plan{}, err
 	}

@@ -228,15 +228,3 @@ func TestImagesAreCollected(t *testing.T) {
 		}
 	}
 }
-
-func TestServerWithoutImages(t *testing.T) {
-	r, err := New(Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	spec := newSpec(t)
-	spec.Image = "python:3"
-	if _, err := r.Create(t.Context(), spec); err == nil || !strings.Contains(err.Error(), "this server keeps no images") {
-		t.Errorf("got %v", err)
-	}
-}

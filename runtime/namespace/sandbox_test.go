@@ -329,7 +329,7 @@ func TestRefusesToCreate(t *testing.T) {
 		change func(*runtime.Spec)
 		want   string
 	}{
-
+		{func(s *runtime.Spec) { s.Image = "python:3" }, "this server keeps no images"},
 		{func(s *runtime.Spec) { s.Hostname = "" }, "a host name is"},
 		{func(s *runtime.Spec) { s.Hostname = "a b" }, "a host name is"},
 		{func(s *runtime.Spec) { s.Dir = link }, "the state folder lies in /usr"},
