@@ -22,7 +22,22 @@ const (
 
 func (s *Server) downloadURL(c call) (int, any, error) {
 	var in wire.DownloadURLRequest
-	if err := decode(c.body, &in); err != nil {
+	var policy struct { // what only the hosted service can do (protocol.md §16.12)
+		Sandbox *bool `json:"csp_sandbox"`
+		Flags   []any `json:"csp_sandbox_flags"`
+		Sources []any `json:"csp_source_bundles"`
+	}
+	for _, part := range []any{&in, &policy} {
+		if err := decode(c.body, part); err != nil {
+			return 0, nil, err
+		}
+	}
+	const fixed = "every file of this server is served from one host, with a Content-Security-Policy that lets it do nothing: leave it out"
+	if err := refuse(
+		refusal{"csp_sandbox", policy.Sandbox != nil, fixed},
+		refusal{"csp_sandbox_flags", len(policy.Flags) > 0, fixed},
+		refusal{"csp_source_bundles", len(policy.Sources) > 0, fixed},
+	); err != nil {
 		return 0, nil, err
 	}
 	if in.Path == "" || strings.Contains(in.Path, "\x00") {

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/sbx-star/sbx-star/wire"
 )
@@ -40,6 +41,10 @@ func (s *Server) proxyConfig(raw json.RawMessage) (*wire.ProxyConfig, error) {
 	if err != nil || !asked {
 		return nil, err
 	}
+	var hosted hostedProxy
+	if _, err := decodeAt("proxy_config", raw, &hosted); err != nil {
+		return nil, err
+	}
 	const at = "body.proxy_config."
 	if a := config.AccessControl; a != nil && len(a.AllowList) > 0 && len(a.DenyList) > 0 {
 		return nil, invalid(at+"access_control", "allow_list and deny_list exclude each other")
@@ -52,9 +57,15 @@ func (s *Server) proxyConfig(raw json.RawMessage) (*wire.ProxyConfig, error) {
 		if err := checkEnv(at+".env_vars", rule.EnvVars); err != nil {
 			return nil, err
 		}
+		if err := checkAWS(at+".aws", rule.AWS); err != nil {
+			return nil, err
+		}
 	}
 	if !s.options.BestEffort {
 		return nil, unsupported("proxy_config", "this server has no egress proxy; start it with --best-effort to have the configuration kept and the variables of its rules set, without it")
+	}
+	if err := hosted.refuse(); err != nil {
+		return nil, err
 	}
 	config.NoProxy = nil // which is ignored since §16.10
 	if config.Rules == nil {
@@ -63,13 +74,83 @@ func (s *Server) proxyConfig(raw json.RawMessage) (*wire.ProxyConfig, error) {
 	return &config, nil
 }
 
+// hostedProxy is what only the hosted service can do with a configuration
+// (protocol.md §2.11, §16.10), and what would be lost here.
+type hostedProxy struct {
+	Callbacks []any `json:"callbacks"`
+	Rules     []struct {
+		Type         string `json:"type"`
+		Azure        any    `json:"azure"`
+		RelayID      any    `json:"relay_id"`
+		Rewrite      any    `json:"rewrite"`
+		SubjectScope any    `json:"subject_scope"`
+		GCP          struct {
+			WorkloadIdentityProvider any `json:"workload_identity_provider"`
+		} `json:"gcp"`
+	} `json:"rules"`
+}
+
+func (h *hostedProxy) refuse() error {
+	const only = "only the hosted service can do this: leave it out"
+	if err := refuse(refusal{"proxy_config.callbacks", len(h.Callbacks) > 0, only}); err != nil {
+		return err
+	}
+	for i, rule := range h.Rules {
+		at := "proxy_config.rules." + strconv.Itoa(i)
+		switch rule.Type {
+		case "", "aws", "gcp":
+		default:
+			return unsupported(at+".type", "this server keeps header, aws and gcp rules, and none of type "+strconv.Quote(rule.Type))
+		}
+		if err := refuse(
+			refusal{at + ".azure", rule.Azure != nil, only},
+			refusal{at + ".relay_id", rule.RelayID != nil, only},
+			refusal{at + ".rewrite", rule.Rewrite != nil, only},
+			refusal{at + ".subject_scope", rule.SubjectScope != nil, only},
+			refusal{at + ".gcp.workload_identity_provider", rule.GCP.WorkloadIdentityProvider != nil, only},
+		); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkAWS checks what a rule signs requests by (protocol.md §16.10); nil is fine.
+// The keys may be left out, since a change does so with those that it keeps.
+func checkAWS(at string, a *wire.AWSCredentials) error {
+	if a == nil {
+		return nil
+	}
+	role := strings.TrimSpace(a.RoleARN) != ""
+	switch {
+	case role && (a.AccessKeyID != wire.Secret{} || a.SecretAccessKey != wire.Secret{}):
+		return invalid(at+".role_arn", "a role and keys exclude each other")
+	case !role && len(a.SessionTags) > 0:
+		return invalid(at+".session_tags", "session tags go with a role: give role_arn")
+	case len(a.SessionTags) > 50:
+		return invalid(at+".session_tags", "want 50 session tags at most, got %d", len(a.SessionTags))
+	}
+	for _, name := range slices.Sorted(maps.Keys(a.SessionTags)) {
+		value := a.SessionTags[name]
+		switch {
+		case strings.TrimSpace(name) == "" || utf8.RuneCountInString(name) > 128:
+			return invalid(at+".session_tags", "the session tag %.150q has no name of 1 to 128 characters", name)
+		case strings.HasPrefix(name, "aws:") || strings.HasPrefix(name, "langsmith:"):
+			return invalid(at+".session_tags", "the session tag %q has a reserved name: begin it with neither aws: nor langsmith:", name)
+		case strings.TrimSpace(value) == "" || utf8.RuneCountInString(value) > 256:
+			return invalid(at+".session_tags", "the session tag %q has no value of 1 to 256 characters", name)
+		}
+	}
+	return nil
+}
+
 // secretsOf are the places of a configuration that hold secrets, by names that
 // stay the same when rules change places.
 func secretsOf(config *wire.ProxyConfig) map[string]*wire.Secret {
 	secrets := map[string]*wire.Secret{}
 	for i := range config.Rules {
 		rule := &config.Rules[i]
-		if a := rule.AWS; a != nil {
+		if a := rule.AWS; a != nil && a.RoleARN == "" {
 			secrets[rule.Name+"/aws/id"], secrets[rule.Name+"/aws/key"] = &a.AccessKeyID, &a.SecretAccessKey
 		}
 		if g := rule.GCP; g != nil {

@@ -25,7 +25,7 @@ type registry struct {
 
 func (s *Server) createRegistry(c call) (int, any, error) {
 	var in wire.RegistryCreate
-	if err := decode(c.body, &in); err != nil {
+	if err := decodeRegistry(c.body, &in); err != nil {
 		return 0, nil, err
 	}
 	if err := checkRegistry(&in.Name, &in.URL, &in.Username, &in.Password); err != nil {
@@ -41,6 +41,25 @@ func (s *Server) createRegistry(c call) (int, any, error) {
 		return s.store.registries.put(r.Registry.ID, r)
 	})
 	return http.StatusCreated, r.Registry, err
+}
+
+// decodeRegistry reads a body, and refuses in it what only the hosted service can
+// do (protocol.md §16.12).
+func decodeRegistry(body []byte, into any) error {
+	var hosted struct {
+		AuthType   string `json:"auth_type"`
+		AWSRoleARN string `json:"aws_role_arn"`
+	}
+	for _, part := range []any{into, &hosted} {
+		if err := decode(body, part); err != nil {
+			return err
+		}
+	}
+	const why = "this server reaches registries by username and password only: give these"
+	return refuse(
+		refusal{"auth_type", hosted.AuthType != "" && hosted.AuthType != "DOCKER_CONFIG", why},
+		refusal{"aws_role_arn", hosted.AWSRoleARN != "", why},
+	)
 }
 
 // checkRegistry checks what is given of a registry: nil is not.
@@ -99,7 +118,7 @@ func (s *Server) getRegistry(c call) (int, any, error) {
 
 func (s *Server) updateRegistry(c call) (int, any, error) {
 	var in wire.RegistryUpdate
-	if err := decode(c.body, &in); err != nil {
+	if err := decodeRegistry(c.body, &in); err != nil {
 		return 0, nil, err
 	}
 	if err := checkRegistry(in.Name, in.URL, in.Username, in.Password); err != nil {

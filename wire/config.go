@@ -32,12 +32,18 @@ type ProxyRule struct {
 	AWS        *AWSCredentials   `json:"aws,omitempty"`
 	GCP        *GCPCredentials   `json:"gcp,omitempty"`
 	EnvVars    map[string]string `json:"env_vars,omitempty"`
+
+	MatchHeaders []string `json:"match_headers,omitempty"` // "name: value" (§16.10)
+	Description  string   `json:"description,omitempty"`
 }
 
-// AWSCredentials sign requests: a static pair of keys.
+// AWSCredentials sign requests: a static pair of keys, or a role, with tags in
+// proxy rules only (§16.10).
 type AWSCredentials struct {
-	AccessKeyID     Secret `json:"access_key_id"`
-	SecretAccessKey Secret `json:"secret_access_key"`
+	AccessKeyID     Secret            `json:"access_key_id,omitzero"`
+	SecretAccessKey Secret            `json:"secret_access_key,omitzero"`
+	RoleARN         string            `json:"role_arn,omitempty"`
+	SessionTags     map[string]string `json:"session_tags,omitempty"`
 }
 
 // GCPCredentials authorise requests to Google's APIs.
@@ -57,6 +63,7 @@ type ProxyConfig struct {
 	Rules         []ProxyRule    `json:"rules"`
 	NoProxy       []string       `json:"no_proxy,omitempty"`
 	AccessControl *AccessControl `json:"access_control,omitempty"`
+	Description   string         `json:"description,omitempty"`
 }
 
 // MountConfig names what is mounted into a sandbox. Auth is always sent.

@@ -48,11 +48,13 @@ var encodings = []struct {
 	{"proxy config always has rules", ProxyConfig{Rules: []ProxyRule{}}, `{"rules":[]}`},
 	{"proxy rules", ProxyConfig{Rules: []ProxyRule{
 		{Name: "h", MatchHosts: []string{"*.x"}, Headers: []ProxyHeader{{Name: "A", Type: "opaque", Value: "v"}}},
-		{Name: "aws", Type: "aws", Enabled: new(true), AWS: &AWSCredentials{Secret{Type: "opaque", Value: "a"}, Secret{Type: "workspace_secret", Value: "{B}"}}},
+		{Name: "aws", Type: "aws", Enabled: new(true), AWS: &AWSCredentials{AccessKeyID: Secret{Type: "opaque", Value: "a"}, SecretAccessKey: Secret{Type: "workspace_secret", Value: "{B}"}}},
+		{Name: "role", Type: "aws", AWS: &AWSCredentials{RoleARN: "r"}},
 		{Name: "gcp", Type: "gcp", Enabled: new(false), GCP: &GCPCredentials{Secret{Type: "opaque", Value: "j"}, []string{"s"}}, EnvVars: map[string]string{"E": "1"}}},
 		NoProxy: []string{"n"}, AccessControl: &AccessControl{AllowList: []string{"h"}}},
 		`{"rules":[{"name":"h","match_hosts":["*.x"],"headers":[{"name":"A","type":"opaque","value":"v"}]},` +
 			`{"name":"aws","type":"aws","enabled":true,"aws":{"access_key_id":{"type":"opaque","value":"a"},"secret_access_key":{"type":"workspace_secret","value":"{B}"}}},` +
+			`{"name":"role","type":"aws","aws":{"role_arn":"r"}},` +
 			`{"name":"gcp","type":"gcp","enabled":false,"gcp":{"service_account_json":{"type":"opaque","value":"j"},"scopes":["s"]},"env_vars":{"E":"1"}}],` +
 			`"no_proxy":["n"],"access_control":{"allow_list":["h"]}}`},
 	{"a secret as it comes back", Secret{Type: "opaque", IsSet: new(true)}, `{"type":"opaque","is_set":true}`},
@@ -65,7 +67,7 @@ var encodings = []struct {
 			`{"id":"b","type":"gcs","mount_path":"/mnt/b","read_only":true,"gcs":{"bucket":"b","prefix":"p"}},` +
 			`{"id":"c","type":"git","mount_path":"/mnt/c","git":{"remote_url":"u","ref":{"type":"branch","name":"main"},"refresh_interval_seconds":5}},` +
 			`{"id":"d","type":"contexthub","mount_path":"/d","contexthub":{"repo":"-/r"}}]}`},
-	{"mount auth", MountAuth{AWS: &AWSCredentials{}}, `{"aws":{"access_key_id":{"type":""},"secret_access_key":{"type":""}}}`},
+	{"mount auth", MountAuth{AWS: &AWSCredentials{RoleARN: "r"}}, `{"aws":{"role_arn":"r"}}`},
 	{"http exec without env", ExecRequest{Command: Command{Line: "ls"}, Timeout: 5, Shell: "/bin/sh"}, `{"command":"ls","timeout":5,"timeout_seconds":5,"shell":"/bin/sh"}`},
 	{"http exec sends an empty env", ExecRequest{Command: Command{Argv: []string{"ls", "-l"}}, Env: map[string]string{}, Cwd: "/", RunConfig: &RunConfig{User: "0"}},
 		`{"command":["ls","-l"],"timeout":0,"timeout_seconds":0,"shell":"","env":{},"cwd":"/","run_config":{"user":"0"}}`},

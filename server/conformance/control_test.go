@@ -263,6 +263,10 @@ func TestDownloadURLs(t *testing.T) { // §2.9
 			step{"POST /boxes/b/download-url", `{"path":"page","expires_in_seconds":0}`, 422, formB("body", "expires_in_seconds")},
 			step{"POST /boxes/b/download-url", `{"path":"page","content_disposition":"other"}`, 422, formB("body", "content_disposition")},
 			step{"POST /boxes/b/download-url", `{}`, 422, formB("body", "path")},
+			step{"POST /boxes/b/download-url", `{"path":"page","csp_sandbox":null,"csp_sandbox_flags":[],"csp_source_bundles":[]}`, 200, ``},
+			step{"POST /boxes/b/download-url", `{"path":"page","csp_sandbox":true}`, 422, refused("csp_sandbox")},
+			step{"POST /boxes/b/download-url", `{"path":"page","csp_sandbox_flags":["allow-scripts"]}`, 422, refused("csp_sandbox_flags")},
+			step{"POST /boxes/b/download-url", `{"path":"page","csp_source_bundles":["cdnjs"]}`, 422, refused("csp_source_bundles")},
 			step{"POST /boxes/none/download-url", `{"path":"page"}`, 404, formA("NotFound")},
 			step{"POST /boxes/b/stop", `{}`, 204, ``},
 			step{"GET $link", ``, 200, `=0123456789`}, // it woke
@@ -322,6 +326,9 @@ func TestRegistries(t *testing.T) { // §2.10
 			step{"GET /registries/r", ``, 200, `{"id":"$id","password":null}`},
 			step{"PATCH /registries/r", `{"name":"q","username":"you","password":"other"}`, 200, `{"id":"$id","name":"q","username":null}`},
 			step{"GET /registries/r", ``, 404, formA("NotFound")},
+			step{"PATCH /registries/q", `{"auth_type":"DOCKER_CONFIG"}`, 200, `{"id":"$id"}`},
+			step{"PATCH /registries/q", `{"aws_role_arn":"arn"}`, 422, refused("aws_role_arn")},
+			step{"POST /registries", `{"name":"a","url":"https://r.example","auth_type":"AWS_ROLE","aws_role_arn":"arn"}`, 422, refused("auth_type")},
 			step{"DELETE /registries/q", ``, 204, ``},
 			step{"DELETE /registries/q", ``, 404, formA("NotFound")},
 		)

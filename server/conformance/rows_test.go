@@ -225,6 +225,44 @@ func TestProxyConfigKept(t *testing.T) {
 	})
 }
 
+// A role takes the place of the keys, and is no secret (§16.10).
+func TestProxyConfigOfRoles(t *testing.T) {
+	each(t, "late", func(t *testing.T, f *fixture) {
+		const whole = `{"role_arn":"arn","session_tags":{"team":"x"},"access_key_id":null,"secret_access_key":null}`
+		f.box(`"proxy_config":{"rules":[{"name":"r","type":"aws","description":"why","match_headers":["a: b"],"aws":{"role_arn":"arn","session_tags":{"team":"x"}}}]}`)
+		f.do(step{"GET /boxes/$id", ``, 200, `{"proxy_config":{"rules":[{"name":"r","type":"aws","description":"why","match_headers":["a: b"],"aws":` + whole + `}]}}`})
+		for _, wrong := range []string{
+			`{"role_arn":"arn","access_key_id":{"type":"opaque","value":"k"}}`, `{"session_tags":{"a":"b"}}`, `{"role_arn":"arn","session_tags":{" ":"b"}}`,
+			`{"role_arn":"arn","session_tags":{"a":" "}}`, `{"role_arn":"arn","session_tags":{"aws:a":"b"}}`,
+		} {
+			f.do(step{"PATCH /boxes/$id", `{"proxy_config":{"rules":[{"name":"r","type":"aws","aws":` + wrong + `}]}}`, 422, `{"detail":[{"type":"value_error"}]}`})
+		}
+	})
+}
+
+// What only the hosted service does with a configuration is refused by name, also
+// by a server that was told to do its best (§2.11, §16.10).
+func TestProxyConfigOfTheHostedService(t *testing.T) {
+	each(t, "late", func(t *testing.T, f *fixture) {
+		f.box(``)
+		for config, field := range map[string]string{
+			`"callbacks":[{"match_hosts":["a.example"],"url":"https://b.example","ttl_seconds":60}]`:      "callbacks",
+			`"rules":[{"name":"r","type":"azure","azure":{"tenant_id":"t","client_id":"c"}}]`:             "rules.0.type",
+			`"rules":[{"name":"r","azure":{}}]`:                                                           "rules.0.azure",
+			`"rules":[{"name":"h"},{"name":"r","type":"relay","relay_id":"i"}]`:                           "rules.1.type",
+			`"rules":[{"name":"r","relay_id":"i"}]`:                                                       "relay_id",
+			`"rules":[{"name":"r","rewrite":{"port":1,"host":"a.example"}}]`:                              "rewrite",
+			`"rules":[{"name":"r","subject_scope":"workspace"}]`:                                          "subject_scope",
+			`"rules":[{"name":"r","type":"gcp","gcp":{"scopes":["s"],"workload_identity_provider":"p"}}]`: "workload_identity_provider",
+		} {
+			f.do(
+				step{"POST /boxes", `{"proxy_config":{` + config + `}}`, 422, refused(field)},
+				step{"PATCH /boxes/$id", `{"proxy_config":{` + config + `}}`, 422, refused(field)},
+			)
+		}
+	})
+}
+
 // A change replaces the whole set, but for opaque values that are left out; a
 // stopped box takes it up at its next start (§16.6, §16.10).
 func TestProxyConfigChanged(t *testing.T) {
