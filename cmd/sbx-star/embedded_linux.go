@@ -2,9 +2,7 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"sync"
 
@@ -29,7 +27,7 @@ func runChild() {
 // embedded returns how to start the server inside this process, at the first
 // call, and how to end it. The client reaches it over socket pairs, so nobody
 // else on the machine can.
-func embedded(runtimeName string) (connect func(context.Context) (*client.Client, error), closeAll func(), err error) {
+func embedded(runtimeName string, timeouts client.WebSocketTimeouts) (connect func(context.Context) (*client.Client, error), closeAll func(), err error) {
 	options, err := serverOptions(runtimeName, "")
 	if err != nil {
 		return nil, nil, err
@@ -46,7 +44,7 @@ func embedded(runtimeName string) (connect func(context.Context) (*client.Client
 		ctx, cancel := context.WithCancel(context.Background())
 		served := make(chan error, 1)
 		go func() { served <- s.Serve(ctx, listener) }()
-		c, err := client.New(client.Options{Endpoint: "http://localhost" + basePath, Dial: dial})
+		c, err := client.New(client.Options{Endpoint: "http://localhost" + basePath, Dial: dial, WebSocket: timeouts})
 		cleanups = []func(){s.Close, func() { <-served }, cancel}
 		if err == nil {
 			cleanups = append(cleanups, c.Close)
@@ -86,17 +84,4 @@ func newRuntime(name string) (runtime.Runtime, error) {
 		return process.New(process.Options{}), nil
 	}
 	return nil, &workflow.UsageError{Message: fmt.Sprintf("there is no runtime %q", name), Hint: "--runtime takes namespace or process"}
-}
-
-// defaultStateDir is $XDG_STATE_HOME/sbx-star, or what that stands for.
-func defaultStateDir() (string, error) {
-	base := os.Getenv("XDG_STATE_HOME")
-	if !filepath.IsAbs(base) { // the specification has relative ones ignored
-		home, err := os.UserHomeDir()
-		if err != nil {
-			return "", errors.New("there is no folder to keep sandboxes in: set HOME or XDG_STATE_HOME")
-		}
-		base = filepath.Join(home, ".local", "state")
-	}
-	return filepath.Join(base, "sbx-star"), nil
 }

@@ -11,7 +11,8 @@ import (
 	"github.com/sbx-star/sbx-star/workflow"
 )
 
-// This file defines which files check, fmt and test are about.
+// This file defines which files check, fmt and test are about, and where those of
+// the program itself lie.
 
 // findFiles returns the files that the paths name, and those below the folders
 // among them whose names end so; with no path, below the working directory.
@@ -62,4 +63,17 @@ func foundNone(files, paths []string) error {
 		where = "in " + strings.Join(paths, ", ")
 	}
 	return &workflow.UsageError{Message: "there is no file that ends in .star " + where}
+}
+
+// defaultStateDir is $XDG_STATE_HOME/sbx-star, or what that stands for.
+func defaultStateDir() (string, error) {
+	base := os.Getenv("XDG_STATE_HOME")
+	if !filepath.IsAbs(base) { // the specification has relative ones ignored
+		home, err := os.UserHomeDir()
+		if err != nil {
+			return "", errors.New("there is no folder to keep sandboxes in: set HOME or XDG_STATE_HOME")
+		}
+		base = filepath.Join(home, ".local", "state")
+	}
+	return filepath.Join(base, "sbx-star"), nil
 }
