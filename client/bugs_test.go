@@ -91,7 +91,11 @@ func headersOf(t *testing.T, name string) []string {
 	see := func(p *peer) { seen <- p.request.Header.Get(name) }
 	b, _, notes := talk(t, func(p *peer) { see(p); p.start() }, func(p *peer) { see(p); exits(p) })
 	c := clientOf(t, Options{Endpoint: b.client.Endpoint(), APIKey: apiKey, Headers: http.Header{"X-All": {"all"}}}, &notes.mu, &notes.waits)
-	cmd := mustStart(t, boxAt(c, notes.url), RunOptions{Headers: http.Header{"X-Call": {"call"}}})
+	cmd, err := boxAt(c, notes.url).Start(WithHeaders(t.Context(), http.Header{"X-Context": {"context"}}), RunOptions{Command: "x", Headers: http.Header{"X-Call": {"call"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Close()
 	wantResult(t, cmd, "", "", 0)
 	return drained(seen)
 }
@@ -313,6 +317,7 @@ func TestBug3388UpgradesThatFailForAWhile(t *testing.T) {
 
 func TestDefect01HeadersOfACallOutliveAReconnect(t *testing.T) {
 	wantEqual(t, "X-Call", headersOf(t, "X-Call"), []string{"call", "call"})
+	wantEqual(t, "X-Context", headersOf(t, "X-Context"), []string{"context", "context"})
 }
 
 func TestDefect02ARestartIsFollowedAtOnce(t *testing.T) {

@@ -90,10 +90,8 @@ func New(o Options) (*Client, error) {
 		return nil, argumentError("endpoint %q is no http or https URL without a query", o.Endpoint)
 	}
 	headers := merge(http.Header{"User-Agent": {"sbx-star"}}, key(o.APIKey), o.Headers)
-	for name, values := range headers {
-		if strings.ContainsAny(strings.Join(values, ""), "\r\n\x00") {
-			return nil, argumentError("the value of header %s contains a line break or a NUL character", name)
-		}
+	if err := checkHeaders(headers); err != nil {
+		return nil, err
 	}
 	if o.Timeout == 0 {
 		o.Timeout = 10 * time.Second
@@ -149,6 +147,41 @@ func merge(layers ...http.Header) http.Header {
 	return merged
 }
 
+// checkHeaders refuses values that would not be one line.
+func checkHeaders(headers http.Header) error {
+	for name, values := range headers {
+		if strings.ContainsAny(strings.Join(values, ""), "\r\n\x00") {
+			return argumentError("the value of header %s contains a line break or a NUL character", name)
+		}
+	}
+	return nil
+}
+
+type headersKey struct{}
+
+// WithHeaders returns a context whose calls send the headers over those of the
+// client, by name whatever its case (§1.4). Commands that are started and tunnels
+// that are opened with it send them again whenever they reconnect. Requests to
+// services carry none of them, as they go to what runs in a sandbox.
+func WithHeaders(ctx context.Context, headers http.Header) context.Context {
+	return context.WithValue(ctx, headersKey{}, merge(headersIn(ctx), headers))
+}
+
+// headersIn are those of WithHeaders.
+func headersIn(ctx context.Context) http.Header {
+	headers, _ := ctx.Value(headersKey{}).(http.Header)
+	return headers
+}
+
+// headersFor are all that a request to u carries, with those of its own on top.
+func (c *Client) headersFor(ctx context.Context, u *url.URL, own http.Header) (http.Header, error) {
+	headers := merge(c.headers, headersIn(ctx), own)
+	if err := checkHeaders(headers); err != nil {
+		return nil, err
+	}
+	return headers, c.mayHoldKey(u, headers)
+}
+
 // A call is one request in the making.
 type call struct {
 	method  string   // "" is GET
@@ -156,7 +189,7 @@ type call struct {
 	query   url.Values
 	body    any         // to be sent as JSON; nil sends none
 	content *content    // or, in its place, a stream
-	headers http.Header // over the client's own
+	headers http.Header // over the client's own and those of WithHeaders
 	policy  policy
 	timeout time.Duration // of each attempt; 0 is the client's
 	errors  mapper        // nil is mapGeneric
@@ -298,8 +331,7 @@ func (c *Client) attempt(ctx context.Context, call call, body []byte) (_ *http.R
 		return nil, true, argumentError("bad request to %s: %v", call.path.url, err)
 	}
 	request.URL.RawQuery = call.query.Encode()
-	request.Header = merge(c.headers, call.headers)
-	if err := c.mayHoldKey(request.URL, request.Header); err != nil {
+	if request.Header, err = c.headersFor(ctx, request.URL, call.headers); err != nil {
 		return nil, true, err
 	}
 	if body != nil {

@@ -355,6 +355,48 @@ func TestHeadersOfRequests(t *testing.T) {
 	wantEqual(t, "key of a call without headers", s.asked()[1].header["X-Api-Key"], []string{apiKey})
 }
 
+// §1.4, §10: every call takes headers, over the client's and under those that are
+// the call's own.
+func TestHeadersOfAContext(t *testing.T) {
+	s := &script{answers: []answer{{200, `{"sandboxes":[],"stdout":"","stderr":"","exit_code":0}`, nil}}}
+	server := httptest.NewServer(s)
+	defer server.Close()
+	c, err := New(Options{Endpoint: server.URL, APIKey: apiKey, Headers: http.Header{"X-Team": {"client"}, "X-Both": {"client"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	b := boxAt(c, server.URL)
+	given := http.Header{"x-both": {"outer"}, "x-OUTER": {"o"}}
+	ctx := WithHeaders(WithHeaders(t.Context(), given), http.Header{"X-BOTH": {"inner"}})
+	given.Set("X-Outer", "changed later")
+	for what, do := range map[string]func() error{
+		"list":     func() error { _, err := c.ListSandboxes(ctx); return err },
+		"delete":   func() error { return c.DeleteSandbox(ctx, "b") },
+		"upload":   func() error { return b.Upload(ctx, "/f", strings.NewReader("x")) },
+		"execute":  func() error { _, err := b.Exec(ctx, RunOptions{Command: "true"}); return err },
+		"info":     func() error { _, err := c.Info(ctx); return err },
+		"snapshot": func() error { return c.DeleteSnapshot(ctx, "s") },
+	} {
+		before := len(s.asked())
+		if err := do(); err != nil {
+			t.Errorf("%s: %v", what, err)
+			continue
+		}
+		for _, asked := range s.asked()[before:] {
+			for name, want := range map[string]string{"X-Both": "inner", "X-Outer": "o", "X-Team": "client", "X-Api-Key": apiKey} {
+				wantEqual(t, what+" "+name, asked.header[name], []string{want})
+			}
+		}
+	}
+	n := len(s.asked())
+	_, err = c.ListSandboxes(WithHeaders(t.Context(), http.Header{"X-A": {"a\nX-B: b"}}))
+	wantKind(t, err, ErrValidation)
+	_, err = b.Start(WithHeaders(t.Context(), http.Header{"X-A": {"a\nX-B: b"}}), RunOptions{Command: "true"})
+	wantKind(t, err, ErrValidation)
+	wantEqual(t, "requests", len(s.asked()), n)
+}
+
 func TestRequestsWithoutAKeyCarryNone(t *testing.T) {
 	c, s := serve(t, answer{200, `{}`, nil})
 	plain, err := New(Options{Endpoint: c.Endpoint()})

@@ -139,6 +139,7 @@ func (s *Sandbox) Start(ctx context.Context, o RunOptions) (*Command, error) {
 		}
 		o.CommandID = hex.EncodeToString(id[:])
 	}
+	o.Headers = merge(headersIn(ctx), o.Headers) // also for when it reconnects
 	c := newCommand(s, o)
 	limits := s.client.websocket
 	for deadline, n := time.Now().Add(limits.ConnectBudget), 1; ; n++ {

@@ -61,8 +61,7 @@ func (c *Client) upgrade(ctx context.Context, to endpoint, headers http.Header, 
 	if err != nil {
 		return nil, argumentError("bad WebSocket URL %s: %v", to.url, err)
 	}
-	request.Header = merge(c.headers, headers)
-	if err := c.mayHoldKey(request.URL, request.Header); err != nil {
+	if request.Header, err = c.headersFor(ctx, request.URL, headers); err != nil {
 		return nil, err
 	}
 	opening, cancel := context.WithTimeout(ctx, timeout)

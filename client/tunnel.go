@@ -60,7 +60,7 @@ func (s *Sandbox) Tunnel(ctx context.Context, o TunnelOptions) (*Tunnel, error) 
 	if err := checkPorts(o); err != nil {
 		return nil, err
 	}
-	shared, err := s.tunnels(o.Headers)
+	shared, err := s.tunnels(merge(headersIn(ctx), o.Headers))
 	if err != nil {
 		return nil, err
 	}
@@ -141,7 +141,7 @@ func (s *Sandbox) DialPort(ctx context.Context, port int, headers http.Header) (
 	if to.err != nil {
 		return nil, to.err
 	}
-	conn, err := tunnel.Dial(ctx, s.client.tunnelDialer(to, headers), port, s.client.tunnelOptions())
+	conn, err := tunnel.Dial(ctx, s.client.tunnelDialer(to, merge(headersIn(ctx), headers)), port, s.client.tunnelOptions())
 	if err != nil {
 		return nil, tunnelError(ctx, err)
 	}

@@ -138,7 +138,11 @@ func TestTunnelSharesSession(t *testing.T) {
 	s := newTunnelServer(t, Options{Headers: http.Header{"x-team": {"a"}, "X-Both": {"client"}}})
 	open := func(headers http.Header) *Tunnel {
 		t.Helper()
-		tun, err := s.Tunnel(t.Context(), TunnelOptions{RemotePort: 80, LocalPort: new(0), Headers: headers})
+		ctx := t.Context()
+		if headers != nil {
+			ctx = WithHeaders(ctx, http.Header{"X-Both": {"context"}, "x-context": {"c"}})
+		}
+		tun, err := s.Tunnel(ctx, TunnelOptions{RemotePort: 80, LocalPort: new(0), Headers: headers})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -164,7 +168,7 @@ func TestTunnelSharesSession(t *testing.T) {
 	}
 	for i, want := range []struct{ key, both string }{{apiKey, "client"}, {"another", "tunnel"}, {"another", "tunnel"}} {
 		h := upgrades[i]
-		if h.Get("X-Api-Key") != want.key || h.Get("X-Both") != want.both || h.Get("X-Team") != "a" || len(h["X-Both"]) != 1 {
+		if fromContext := h.Get("X-Context") == "c"; fromContext != (i > 0) || h.Get("X-Api-Key") != want.key || h.Get("X-Both") != want.both || h.Get("X-Team") != "a" || len(h["X-Both"]) != 1 {
 			t.Errorf("upgrade %d: %v", i, h)
 		}
 	}

@@ -2,9 +2,13 @@ package main
 
 import (
 	"context"
+	"fmt"
+	"math"
 	"net/url"
 	"os"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/pflag"
 
@@ -38,9 +42,14 @@ func (f *connectFlags) connector() (connect func(context.Context) (*client.Clien
 	if err != nil {
 		return nil, nil, err
 	}
-	if options == nil {
-		return embedded(f.runtime)
+	timeouts, err := webSocketTimeouts(os.Getenv)
+	if err != nil {
+		return nil, nil, err
 	}
+	if options == nil {
+		return embedded(f.runtime, timeouts)
+	}
+	options.WebSocket = timeouts
 	c, err := client.New(*options)
 	if err != nil {
 		return nil, nil, &workflow.UsageError{Message: err.Error(), Hint: "an endpoint looks like http://127.0.0.1:8787" + basePath}
@@ -99,6 +108,42 @@ func (f *connectFlags) options(env func(string) string) (*client.Options, error)
 		}, nil
 	}
 	return &client.Options{Endpoint: withBasePath(endpoint), APIKey: key}, nil
+}
+
+// webSocketTimeouts reads the environment that the SDKs read too (protocol.md
+// §4.2): seconds, of which 0 and less are no bound.
+func webSocketTimeouts(env func(string) string) (client.WebSocketTimeouts, error) {
+	var timeouts client.WebSocketTimeouts
+	for _, timeout := range []struct {
+		name string
+		into *time.Duration
+	}{
+		{"OPEN", &timeouts.Open}, {"PING_INTERVAL", &timeouts.PingInterval}, {"PING", &timeouts.Pong},
+		{"CLOSE", &timeouts.Close}, {"CONNECT_BUDGET", &timeouts.ConnectBudget},
+	} {
+		for _, prefix := range []string{"LANGSMITH_", "LANGCHAIN_"} {
+			name := prefix + "SANDBOX_WS_TIMEOUT_" + timeout.name
+			value := strings.TrimSpace(env(name))
+			if value == "" {
+				continue
+			}
+			seconds, err := strconv.ParseFloat(value, 64)
+			if err != nil || math.IsNaN(seconds) {
+				return timeouts, &workflow.UsageError{
+					Message: fmt.Sprintf("%s is %q, and must be a number of seconds", name, value),
+					Hint:    "give a number such as 30, or 0 for no bound, or unset it",
+				}
+			}
+			switch *timeout.into = time.Duration(seconds * float64(time.Second)); {
+			case seconds <= 0, seconds > math.MaxInt64/float64(time.Second):
+				*timeout.into = -1
+			case *timeout.into == 0:
+				*timeout.into = 1 // less than can be told, and not the default
+			}
+			break
+		}
+	}
+	return timeouts, nil
 }
 
 // withBasePath completes an endpoint that is a server and nothing more.

@@ -30,7 +30,7 @@ func runChild() {
 // embedded returns how to start the server inside this process, at the first
 // call, and how to end it. The client reaches it over socket pairs, so nobody
 // else on the machine can.
-func embedded(runtimeName string) (connect func(context.Context) (*client.Client, error), closeAll func(), err error) {
+func embedded(runtimeName string, timeouts client.WebSocketTimeouts) (connect func(context.Context) (*client.Client, error), closeAll func(), err error) {
 	options, err := serverOptions(runtimeName, "")
 	if err != nil {
 		return nil, nil, err
@@ -47,7 +47,7 @@ func embedded(runtimeName string) (connect func(context.Context) (*client.Client
 		ctx, cancel := context.WithCancel(context.Background())
 		served := make(chan error, 1)
 		go func() { served <- s.Serve(ctx, listener) }()
-		c, err := client.New(client.Options{Endpoint: "http://localhost" + basePath, Dial: dial})
+		c, err := client.New(client.Options{Endpoint: "http://localhost" + basePath, Dial: dial, WebSocket: timeouts})
 		cleanups = []func(){s.Close, func() { <-served }, cancel}
 		if err == nil {
 			cleanups = append(cleanups, c.Close)

@@ -16,7 +16,7 @@ import (
 
 func runChild() {}
 
-func embedded(string) (func(context.Context) (*client.Client, error), func(), error) {
+func embedded(string, client.WebSocketTimeouts) (func(context.Context) (*client.Client, error), func(), error) {
 	return func(context.Context) (*client.Client, error) { return nil, unsupported() }, func() {}, nil
 }
 
