@@ -18,7 +18,7 @@ import (
 
 // This file tests that what went wrong in other clients does not go wrong here:
 // one test for each row of protocol.md §11 that is about clients, named after it.
-// Those about tunnels are tested where tunnels are.
+// The others about tunnels are tested where tunnels are.
 
 func TestBug2313And2340DefaultEndpoint(t *testing.T) {
 	c, err := New(Options{})
@@ -318,6 +318,23 @@ func TestBug3388UpgradesThatFailForAWhile(t *testing.T) {
 func TestDefect01HeadersOfACallOutliveAReconnect(t *testing.T) {
 	wantEqual(t, "X-Call", headersOf(t, "X-Call"), []string{"call", "call"})
 	wantEqual(t, "X-Context", headersOf(t, "X-Context"), []string{"context", "context"})
+}
+
+func TestDefect01TunnelsCarryTheClientsHeaders(t *testing.T) {
+	s := newTunnelServer(t, Options{Headers: http.Header{"X-All": {"all"}}})
+	tun, err := s.Tunnel(WithHeaders(t.Context(), http.Header{"X-Call": {"call"}}), TunnelOptions{RemotePort: 80, LocalPort: new(0)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tun.Close()
+	echo(t, tun.Address(), "first")
+	s.cut()
+	echoAgain(t, tun)
+	upgrades := s.asked()
+	wantEqual(t, "upgrades", len(upgrades), 2)
+	for _, h := range upgrades {
+		wantEqual(t, "headers", []string{h.Get("X-Api-Key"), h.Get("X-All"), h.Get("X-Call")}, []string{apiKey, "all", "call"})
+	}
 }
 
 func TestDefect02ARestartIsFollowedAtOnce(t *testing.T) {
