@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"hash"
 	"os"
+	"runtime"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -21,6 +22,7 @@ import (
 // that the kernel sets at every change, which no program can set back.
 func Sum(dir *os.File) (string, error) {
 	h := sha256.New()
+	defer runtime.KeepAlive(dir)
 	if err := sum(h, int(dir.Fd()), ""); err != nil {
 		return "", err
 	}

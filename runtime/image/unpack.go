@@ -14,6 +14,7 @@ import (
 	"io"
 	"os"
 	"path"
+	"runtime"
 	"strings"
 
 	"github.com/klauspost/compress/zstd"
@@ -65,6 +66,7 @@ func Unpack(dir *os.File, r io.Reader, ids int, most Limits) (Unpacked, error) {
 	stream := &bounded{r: plain, left: most.Bytes}
 	tee := io.TeeReader(stream, hash)
 	u := &unpacker{dir: int(dir.Fd()), ids: ids, most: most, parent: -1}
+	defer runtime.KeepAlive(dir) // the collector closes a file that nobody names any more
 	defer u.closeParent()
 	archive := tar.NewReader(tee)
 	for err == nil {
