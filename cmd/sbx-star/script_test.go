@@ -39,7 +39,8 @@ import (
 var update = flag.Bool("update", false, "rewrite the golden files in the scripts")
 
 func TestMain(m *testing.M) {
-	runChild() // daemons are this binary, run again
+	runChild()                                                    // daemons are this binary, run again
+	os.Setenv("GORACE", os.Getenv("GORACE")+" atexit_sleep_ms=0") // of the daemons, which end all the time
 	testscript.Main(m, map[string]func(){"sbx-star": main, "peer": peer})
 }
 

@@ -25,11 +25,12 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		panic(http.ErrAbortHandler)
 	}
 	defer s.serving.Done()
+	// Before the log tells of the request: who reads it there may take the order back.
+	faults := s.faults.take(r)
 	defer s.logRequest(r)()
 	if !s.pass(r.Context(), r.Method+" "+r.URL.Path) {
 		panic(http.ErrAbortHandler)
 	}
-	faults := s.faults.take(r)
 	if f := faults["delay"]; f != nil {
 		select {
 		case <-time.After(f.delay):

@@ -232,7 +232,7 @@ func (in *instance) startFirst(m idMaps, o order) (control *net.UnixConn, err er
 		return nil, err
 	}
 	pid, err := startProcess(filepath.Join(in.dir, boxName), &os.ProcAttr{
-		Env:   []string{},
+		Env:   raceEnv(),
 		Files: append([]*os.File{files[0]}, files...), // nothing to read, nowhere to print
 		Sys:   m.attr(unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC | unix.CLONE_NEWCGROUP),
 	})

@@ -143,6 +143,15 @@ func environment() map[string]string {
 	}
 }
 
+// raceEnv is the environment of the processes of this binary: empty, but for what
+// the race detector reads, if whoever built it that way has set it.
+func raceEnv() []string {
+	if value, ok := os.LookupEnv("GORACE"); ok {
+		return []string{"GORACE=" + value}
+	}
+	return []string{}
+}
+
 // Adopt implements runtime.Runtime.
 func (r *Runtime) Adopt(ctx context.Context, spec runtime.Spec) (runtime.Instance, error) {
 	in := r.newInstance(spec)

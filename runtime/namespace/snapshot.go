@@ -91,7 +91,7 @@ func copyFiles(ctx context.Context, dst, src string) error {
 	defer to.Close()
 	cmd := exec.CommandContext(ctx, "/proc/self/exe")
 	cmd.Args = []string{childName, copyStage}
-	cmd.Env = []string{}
+	cmd.Env = raceEnv()
 	cmd.Dir = "/"
 	cmd.ExtraFiles = []*os.File{from, to}
 	cmd.SysProcAttr = hostIDs().attr(unix.CLONE_NEWUSER)
