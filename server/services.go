@@ -18,6 +18,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/sbx-star/sbx-star/wire"
@@ -470,20 +471,38 @@ func join(conn net.Conn, port int) (net.Conn, error) {
 	limited.N = 1<<63 - 1
 	switch res.StatusCode {
 	case http.StatusSwitchingProtocols:
-		return &joined{conn, reader}, nil
+		return &joined{Conn: conn, reader: reader, begun: make(chan struct{})}, nil
 	case http.StatusBadGateway:
 		return nil, &notListening{port}
 	}
 	return nil, fmt.Errorf("the daemon answered with status %d", res.StatusCode)
 }
 
-// joined is a connection of which something may have been read already.
+// joined is a connection of which something may have been read already. Nothing
+// is read from it before something was written: net/http takes an answer that
+// comes before the request for nobody's, and there are services that answer
+// whoever connects.
 type joined struct {
 	net.Conn
 	reader *bufio.Reader
+	begin  sync.Once
+	begun  chan struct{} // closed with the first write, and by Close
 }
 
-func (j *joined) Read(p []byte) (int, error) { return j.reader.Read(p) }
+func (j *joined) Read(p []byte) (int, error) {
+	<-j.begun
+	return j.reader.Read(p)
+}
+
+func (j *joined) Write(p []byte) (int, error) {
+	defer j.begin.Do(func() { close(j.begun) })
+	return j.Conn.Write(p)
+}
+
+func (j *joined) Close() error {
+	defer j.begin.Do(func() { close(j.begun) })
+	return j.Conn.Close()
+}
 
 // CloseWrite passes on that one side has said its last word. Without it the
 // other would be cut off in the middle of its answer.

@@ -49,11 +49,15 @@ func inside(w http.ResponseWriter, r *http.Request) {
 	}
 	defer conn.Close()
 	io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n")
+	asked := make(chan struct{})
 	go func() {
+		defer close(asked)
 		io.Copy(service, buffered)
 		service.(*net.TCPConn).CloseWrite()
 	}()
 	io.Copy(conn, service)
+	conn.(interface{ CloseWrite() error }).CloseWrite()
+	<-asked // closed with something unread, a connection would be reset
 }
 
 // app is a service in a sandbox: it tells what it is sent, and echoes WebSockets.
@@ -481,5 +485,40 @@ func TestServiceEnds(t *testing.T) {
 			})
 		}
 		work.Wait()
+	}
+}
+
+// TestServiceAnswersFirst has services that do not wait for a request, as a line
+// of shell with nc does: their answers arrive all the same.
+func TestServiceAnswersFirst(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var work sync.WaitGroup
+	t.Cleanup(func() { ln.Close(); work.Wait() })
+	work.Go(func() {
+		for {
+			conn, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			io.WriteString(conn, "HTTP/1.0 200 OK\r\n\r\nhello")
+			conn.(*net.TCPConn).CloseWrite()
+			work.Go(func() { io.Copy(io.Discard, conn); conn.Close() })
+		}
+	})
+	f := serve(t, &host{daemon: http.HandlerFunc(inside)}, nil)
+	f.box("web")
+	link := f.link("web", fmt.Sprintf(`{"port":%d}`, ln.Addr().(*net.TCPAddr).Port))
+	u, err := url.Parse(link.ServiceURL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 300 {
+		a, err := f.send(t.Context(), "GET", "!"+u.Path+"/", "", tokenHeader, link.Token)
+		if err != nil || a.StatusCode != 200 || a.body != "hello" {
+			t.Fatalf("%v: %+v", err, a)
+		}
 	}
 }
