@@ -5,6 +5,7 @@ package conformance
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -16,7 +17,10 @@ import (
 // every error is of form A or B, with an error_id from 500 on, is looked at in
 // every step of every test.
 
-const hanging = "hanging" // a sandbox of this image is never ready
+const (
+	hanging = "hanging" // a sandbox of this image is never ready
+	deaf    = "deaf"    // one of this image cannot be reached
+)
 
 // serveStrange serves a runtime that some sandboxes are too much for.
 func serveStrange(t *testing.T, set func(*server.Options)) *fixture {
@@ -30,6 +34,8 @@ func serveStrange(t *testing.T, set func(*server.Options)) *fixture {
 				return ctx.Err()
 			case "broken":
 				return errors.New("it crashed")
+			case "full":
+				return fmt.Errorf("%w: its layer has no place", runtime.ErrDiskFull)
 			case "unknown":
 				return &runtime.Unsupported{What: "there is no such image", Hint: "use another"}
 			}
@@ -52,7 +58,7 @@ func (f *fixture) templates(images ...string) {
 func TestStatuses(t *testing.T) {
 	t.Parallel() // it waits
 	f := serveStrange(t, func(o *server.Options) { o.Quota = server.Quota{Sandboxes: 3, Volumes: 1, VolumeBytes: 2 << 30} })
-	f.templates(hanging, "broken", "unknown")
+	f.templates(hanging, deaf, "broken", "full", "unknown")
 	f.box(`"name":"b"`)
 	f.do(
 		step{"POST /boxes", `{"template_name":"none"}`, 400, formA("TemplateNotFound")},
@@ -70,6 +76,11 @@ func TestStatuses(t *testing.T) {
 		step{"POST /boxes", `{"template_name":"broken"}`, 422, formA("CrashLoop")},
 		step{"POST /boxes", `{"template_name":"unknown"}`, 422, formA("ImagePull")},
 		step{"POST /boxes", `{"persistent":false}`, 422, formA("SandboxConfig")},
+		step{"POST /boxes", `{"template_name":"full"}`, 503, "Retry-After: *\n" + formA("Unschedulable")},
+		step{"POST /boxes", `{"name":"deaf","template_name":"deaf"}`, 201, `{"dataplane_url":"$deaf"}`},
+		step{"GET $deaf/download?path=x", ``, 502, formA("ConnectionError")},
+		step{"POST $deaf/execute", `{"command":"true"}`, 502, formA("ConnectionError")}, // it has not run
+		step{"DELETE /boxes/deaf", ``, 204, ``},
 		step{"POST /volumes", `{"name":"v","size":"3Gi"}`, 429, "Retry-After: *\n" + `{"detail":{"error":"*","message":"~storage"}}`},
 		step{"POST /volumes", `{"name":"v","size":"1Gi"}`, 201, ``},
 		step{"POST /volumes", `{"name":"w","size":"1Gi"}`, 429, "Retry-After: *\n" + `{"detail":{"error":"*","message":"~volumes"}}`},

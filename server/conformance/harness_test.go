@@ -574,7 +574,18 @@ func (r strange) Create(ctx context.Context, spec runtime.Spec) (runtime.Instanc
 	if err := r.create(ctx, spec); err != nil {
 		return nil, err
 	}
-	return r.Runtime.Create(ctx, spec)
+	i, err := r.Runtime.Create(ctx, spec)
+	if err == nil && spec.Image == deaf {
+		i = unheard{i}
+	}
+	return i, err
+}
+
+// unheard is a sandbox that cannot be reached, and lives.
+type unheard struct{ runtime.Instance }
+
+func (unheard) Dial(context.Context) (net.Conn, error) {
+	return nil, errors.New("all its places are taken")
 }
 
 // raw sends bytes and returns what comes back.
