@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -464,5 +465,16 @@ func TestDefect16AllPagesOfAList(t *testing.T) {
 		if x.requests > 1 {
 			wantEqual(t, what, s.asked()[1].uri, fmt.Sprintf("/v2/sandboxes/boxes?limit=50&offset=%d", min(200, strings.Count(x.answers[0].body, `"id"`))))
 		}
+	}
+}
+
+// The server may have told the end and closed before the kill goes out.
+func TestAKillAfterTheEnd(t *testing.T) {
+	ended := func(p *peer) { p.command(); p.say(`{"type":"exit","exit_code":7}`); p.end(1000) }
+	b, _, _ := talk(t, slices.Repeat([]func(*peer){ended}, 500)...)
+	for range 500 {
+		cmd := b.Reconnect("id", ReconnectOptions{})
+		mustKill(t, cmd)
+		wantResult(t, cmd, "", "", 7)
 	}
 }

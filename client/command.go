@@ -650,8 +650,12 @@ func (c *Command) attached(ctx context.Context) (*socket, error) {
 	if c.killed {
 		say = append(say, &wire.Kill{})
 	}
-	for _, m := range say {
-		if err := sock.write(ctx, sock.timeouts.Close, m); err != nil {
+	for i, m := range say {
+		err := sock.write(ctx, sock.timeouts.Close, m)
+		if i > 0 && errors.Is(err, websocket.ErrCloseSent) {
+			break // the command had ended: the answer to hello is whole, and stands to be read
+		}
+		if err != nil {
 			sock.close()
 			return nil, err
 		}
