@@ -9,7 +9,7 @@ import (
 )
 
 // This file defines reading into buffers that are taken when there is something
-// to read, so that idle connections hold none.
+// to read, so that idle connections hold none, and noticing a reset without reading.
 
 type borrower struct {
 	conn    net.Conn
@@ -50,6 +50,20 @@ func (b *borrower) read() (f *burst, n int, err error) {
 		err = failure // which a socket tells once
 	}
 	return f, n, err
+}
+
+// awaitReset waits for a reset without reading, until the read deadline passes or
+// the connection is closed, and reports whether there was one.
+func (b *borrower) awaitReset() (reset bool) {
+	if b.raw == nil {
+		return false
+	}
+	b.raw.Read(func(fd uintptr) bool {
+		failure, err := syscall.GetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_ERROR)
+		reset = err == nil && failure != 0
+		return reset
+	})
+	return reset
 }
 
 // readNow reads what there is, or is EAGAIN.

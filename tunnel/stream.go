@@ -38,12 +38,14 @@ type stream struct {
 	window int64 // what may still be sent
 	outEnd error // why nothing can be sent any more; nil while the half is open
 
-	closed     bool // here
-	isAnswered bool // the peer has shown to know the stream
-	forgotten  bool // by the session
-	reading    bool // somebody is
-	writing    bool // somebody is
-	starved    bool // the writer waits for the window
+	closed     bool   // here
+	isAnswered bool   // the peer has shown to know the stream
+	forgotten  bool   // by the session
+	reading    bool   // somebody is
+	writing    bool   // somebody is
+	starved    bool   // the writer waits for the window
+	failed     bool   // by a reset or with the session
+	failing    func() // called once failed, with mu held; may be nil
 
 	readDeadline, writeDeadline deadline
 	timer                       *time.Timer // of stallTimeout or lingerTimeout
@@ -133,7 +135,20 @@ func (s *stream) fail(reason error) {
 	if s.outEnd == nil {
 		s.outEnd = reason
 	}
+	s.failed = true
+	if s.failing != nil {
+		s.failing()
+	}
 	s.settle()
+}
+
+// whenFailed has f called once the stream has failed. f must not block.
+func (s *stream) whenFailed(f func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.failing = f; s.failed {
+		f()
+	}
 }
 
 // settle wakes everybody up after an end of something, and has the session forget
@@ -217,23 +232,23 @@ func (s *stream) peek(pieces [][]byte) ([][]byte, error) {
 	}
 }
 
-// took ends what peek has begun.
-func (s *stream) took(n int) {
+// took ends what peek has begun, and tells whether the stream has failed.
+func (s *stream) took(n int) (failed bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.reading = false
 	s.canRead.Signal()
 	if s.closed {
-		return
+		return s.failed
 	}
 	s.in.advance(&s.m.buffers, n)
 	s.credit += int64(n)
 	if s.inEnd != nil {
 		s.settle()
-		return
+		return s.failed
 	}
 	if s.credit < min((baseWindow+s.extra)/2, creditStep) {
-		return
+		return s.failed
 	}
 	extra := s.m.share(s.extra, s.extra-s.credit)
 	grant := s.credit + extra - s.extra
@@ -242,6 +257,7 @@ func (s *stream) took(n int) {
 		s.recvWindow += grant
 		s.m.enqueue(header{kindWindow, 0, s.id, uint32(grant)})
 	}
+	return s.failed
 }
 
 // Writing.
@@ -261,27 +277,29 @@ func (s *stream) Write(p []byte) (n int, err error) {
 			rest = rest[m:]
 			return m, nil
 		})
-		step, err = s.sendBurst(f, step)
+		step, err = s.sendBurst(f, step, func() {})
 		n += step
 	}
 	return n, err
 }
 
-// writeBurst writes n bytes that lie in the payloads of f.
-func (s *stream) writeBurst(f *burst, n int) error {
+// writeBurst writes n bytes that lie in the payloads of f. It calls waits, which
+// must not block, whenever it has to wait for the window.
+func (s *stream) writeBurst(f *burst, n int, waits func()) error {
 	if err := s.beginWrite(); err != nil {
 		return err
 	}
 	defer s.endWrite()
-	_, err := s.sendBurst(f, n)
+	_, err := s.sendBurst(f, n, waits)
 	return err
 }
 
 // sendBurst sends n bytes as the window lets it, if it can as one message. It
-// tells how much it has sent.
-func (s *stream) sendBurst(f *burst, n int) (sent int, err error) {
+// tells how much it has sent, and calls waits
+// whenever it has to wait.
+func (s *stream) sendBurst(f *burst, n int, waits func()) (sent int, err error) {
 	for sent < n {
-		step, err := s.grant(n - sent)
+		step, err := s.grant(n-sent, waits)
 		if err != nil {
 			return sent, err
 		}
@@ -339,7 +357,7 @@ func (s *stream) writeError() error {
 }
 
 // grant waits for the window and takes up to n of it.
-func (s *stream) grant(n int) (int, error) {
+func (s *stream) grant(n int, waits func()) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for {
@@ -357,6 +375,7 @@ func (s *stream) grant(n int) (int, error) {
 		}
 		s.starved = true
 		s.watchStall()
+		waits()
 		s.canWrite.Wait()
 	}
 }
