@@ -2,11 +2,14 @@ package builtins
 
 import (
 	"fmt"
+	"runtime/metrics"
+	"strings"
 
 	"go.starlark.net/starlark"
 )
 
-// This file defines what a workflow may use up: steps of the interpreter.
+// This file defines what a workflow may use up: steps of the interpreter, and
+// how memory is told.
 
 // BudgetError is a workflow that has used up what it was given. It ends the
 // whole run and is not caught by attempt.
@@ -23,6 +26,9 @@ func (e *BudgetError) Hint() string {
 // rationSize is how many steps a thread takes at a time: what tasks that have
 // not come to their end yet may hold back.
 const rationSize = 10_000
+
+// RenewSteps makes as if nothing had been executed yet.
+func (r *Run) RenewSteps() { r.steps.Store(0) }
 
 // ration gives a thread of the run's steps, as it goes on. The function that it
 // returns gives back what is left.
@@ -55,4 +61,24 @@ func (r *Run) ration(thread *starlark.Thread) (giveBack func()) {
 			r.steps.Add(thread.Steps - given) // wraps around: it is less
 		}
 	}
+}
+
+// MemoryInUse is the bytes that objects and stacks of the process take, garbage included.
+func MemoryInUse() uint64 {
+	samples := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/memory/classes/heap/stacks:bytes"}}
+	metrics.Read(samples)
+	return samples[0].Value.Uint64() + samples[1].Value.Uint64()
+}
+
+// Size is a number of bytes as people read it.
+func Size(n uint64) string {
+	for _, unit := range []struct {
+		name string
+		size uint64
+	}{{"GiB", 1 << 30}, {"MiB", 1 << 20}, {"KiB", 1 << 10}} {
+		if n >= unit.size {
+			return strings.TrimSuffix(fmt.Sprintf("%.1f", float64(n)/float64(unit.size)), ".0") + " " + unit.name
+		}
+	}
+	return fmt.Sprintf("%d bytes", n)
 }

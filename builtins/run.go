@@ -43,7 +43,8 @@ type Options struct {
 
 	UpdateGolden bool                    // expect.golden writes what it is given
 	MaxSteps     uint64                  // what all threads may execute altogether, deferred functions aside; 0 is no limit
-	Stop         context.CancelCauseFunc // cancels the context that the first task was given; needed with MaxSteps
+	MaxMemory    uint64                  // what guarded operations leave free, in bytes of the process; 0 is no limit
+	Stop         context.CancelCauseFunc // cancels the context that the first task was given; needed with MaxSteps and MaxMemory
 	// Leases has the server delete the sandboxes that are to be released, by
 	// itself, when it no longer hears of the run. Not where they may be kept.
 	Leases bool
@@ -51,14 +52,15 @@ type Options struct {
 
 // Run is what all tasks of one workflow share.
 type Run struct {
-	options Options
-	mask    Mask
-	out     sync.Mutex    // held for one write of print
-	stdout  *maskedWriter // Options.Stdout
-	steps   atomic.Uint64
-	slots   chan struct{} // one token for each item of parallel that runs
-	strands sync.Map      // of goroutines that run threads: uint64 → *strand
-	spans   atomic.Int64
+	options  Options
+	mask     Mask
+	out      sync.Mutex    // held for one write of print
+	stdout   *maskedWriter // Options.Stdout
+	steps    atomic.Uint64
+	reserved atomic.Uint64 // bytes that guarded operations are about to take
+	slots    chan struct{} // one token for each item of parallel that runs
+	strands  sync.Map      // of goroutines that run threads: uint64 → *strand
+	spans    atomic.Int64
 
 	connecting sync.Mutex
 	client     *client.Client

@@ -234,6 +234,23 @@ func (t *Task) Join(err error) error {
 	}
 }
 
+// Busy reports whether tasks of the innermost scope still run.
+func (t *Task) Busy() bool {
+	t.Run.mu.Lock()
+	defer t.Run.mu.Unlock()
+	return slices.ContainsFunc(t.scope.tasks, func(task *task) bool { return !task.isDone() })
+}
+
+// CancelTasks cancels the tasks of the innermost scope. It does not wait for
+// them.
+func (t *Task) CancelTasks(cause error) {
+	t.Run.mu.Lock()
+	defer t.Run.mu.Unlock()
+	for _, task := range t.scope.tasks {
+		task.cancel(cause)
+	}
+}
+
 // takeEnded forgets the tasks that have ended, and returns the others and those
 // that failed without anybody asking.
 func (s *Scope) takeEnded() (running, failed []*task) {

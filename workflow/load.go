@@ -52,6 +52,7 @@ type loader struct {
 	task              *builtins.Task
 	std               fs.FS
 	inModule, inEntry starlark.StringDict // what is predeclared
+	guarded           bool
 
 	dir     string   // of the root, as it is shown
 	root    *os.Root // opened when the first module is loaded
@@ -64,6 +65,13 @@ func newLoader(task *builtins.Task) *loader {
 	l := &loader{task: task, std: stdlib.FS, modules: map[string]*module{}, sources: map[string][]byte{}}
 	l.inModule, l.inEntry = builtins.Predeclared(task)
 	return l
+}
+
+// guard has files ask before they take much memory, if there is a limit.
+func (l *loader) guard(maxMemory uint64) {
+	if l.guarded = maxMemory > 0; l.guarded {
+		l.inModule, l.inEntry = builtins.WithGuards(l.inModule), builtins.WithGuards(l.inEntry)
+	}
 }
 
 func (l *loader) close() {
@@ -120,6 +128,9 @@ func (l *loader) add(m *module, source []byte) error {
 	file, err := fileOptions.Parse(m.name, source, 0)
 	if err != nil {
 		return &LoadError{m.loaded, err}
+	}
+	if l.guarded {
+		builtins.Guard(file)
 	}
 	if m.program, err = starlark.FileProgram(file, l.predeclared(m).Has); err != nil {
 		return &LoadError{m.loaded, l.suggest(m, err)}

@@ -1,12 +1,9 @@
 package workflow
 
 import (
-	"context"
-	"fmt"
 	"math"
 	"os"
 	"runtime"
-	"runtime/metrics"
 	"strconv"
 	"strings"
 	"time"
@@ -15,8 +12,8 @@ import (
 )
 
 // This file defines how a workflow that takes all memory is ended before the
-// machine is. One operation, such as joining strings, cannot be interrupted: a
-// workflow may exceed its limit by what its last operation takes.
+// machine is. One operation cannot be interrupted: a workflow may exceed its
+// limit by what the last one takes, unless that is guarded (builtins.Guard).
 
 // memoryShare is which part of the machine's memory a workflow may use by
 // default: one last operation, such as s + s, may make three times that of it.
@@ -49,9 +46,10 @@ func DefaultMaxMemory() uint64 {
 	return least / memoryShare
 }
 
-// watchMemory calls stop once the process uses more than limit, until the
-// function that it returns is called, which waits for the end of the watching.
-func watchMemory(limit uint64, stop context.CancelCauseFunc) (end func()) {
+// watchMemory calls stop when the process uses more than limit while something
+// is busy, until stop reports false or the function that it returns is called,
+// which waits for the end of the watching.
+func watchMemory(limit uint64, busy func() bool, stop func(error) bool) (end func()) {
 	if limit == 0 {
 		return func() {}
 	}
@@ -66,16 +64,18 @@ func watchMemory(limit uint64, stop context.CancelCauseFunc) (end func()) {
 				return
 			case <-ticks.C:
 			}
-			used := memoryInUse()
+			if !busy() {
+				continue
+			}
+			used := builtins.MemoryInUse()
 			if used <= limit {
 				continue
 			}
 			if used/2 < limit { // or else the workflow would go on while garbage is looked for
 				runtime.GC()
-				used = memoryInUse()
+				used = builtins.MemoryInUse()
 			}
-			if used > limit {
-				stop(&builtins.BudgetError{What: "used more than " + size(limit) + " of memory", Flag: "--max-memory"})
+			if used > limit && !stop(&builtins.BudgetError{What: "used more than " + builtins.Size(limit) + " of memory", Flag: "--max-memory"}) {
 				return
 			}
 		}
@@ -84,23 +84,4 @@ func watchMemory(limit uint64, stop context.CancelCauseFunc) (end func()) {
 		close(quit)
 		<-done
 	}
-}
-
-// memoryInUse is what objects and stacks take, garbage included.
-func memoryInUse() uint64 {
-	samples := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/memory/classes/heap/stacks:bytes"}}
-	metrics.Read(samples)
-	return samples[0].Value.Uint64() + samples[1].Value.Uint64()
-}
-
-func size(n uint64) string {
-	for _, unit := range []struct {
-		name string
-		size uint64
-	}{{"GiB", 1 << 30}, {"MiB", 1 << 20}, {"KiB", 1 << 10}} {
-		if n >= unit.size {
-			return strings.TrimSuffix(fmt.Sprintf("%.1f", float64(n)/float64(unit.size)), ".0") + " " + unit.name
-		}
-	}
-	return fmt.Sprintf("%d bytes", n)
 }

@@ -39,7 +39,7 @@ type Options struct {
 	Now    func() time.Time // nil is the system's clock
 
 	UpdateGolden bool   // expect.golden writes its files
-	MaxSteps     uint64 // what the workflow may execute, in all its tasks; 0 is no limit
+	MaxSteps     uint64 // what the workflow, or a statement of a session, may execute, in all its tasks; 0 is no limit
 	MaxMemory    uint64 // bytes that the process may use; 0 is no limit
 
 	Keep          bool            // leave what the outermost scope holds
@@ -77,9 +77,10 @@ func runAll(ctx context.Context, o Options) error {
 	defer run.Close()
 	task := builtins.NewTask(ctx, run)
 	l := newLoader(task)
+	l.guard(o.MaxMemory)
 	defer l.close()
 
-	unwatch := watchMemory(o.MaxMemory, stop)
+	unwatch := watchMemory(o.MaxMemory, func() bool { return true }, func(err error) bool { stop(err); return false })
 	err := task.Join(execute(l, task, o))
 	unwatch()
 	failure := &Failure{Reports: reports(ctx, err), sources: l.sources, mask: run.Mask}
@@ -104,7 +105,7 @@ func (o *Options) newRun(stop context.CancelCauseFunc) *builtins.Run {
 	return builtins.NewRun(builtins.Options{
 		Connect: o.Connect, Stdout: o.Stdout, Events: o.Events, Env: o.Env, Now: o.Now, Abort: o.Abort,
 		Ledger: o.Ledger, Leases: o.Leases && !o.Keep && !o.KeepOnFailure,
-		UpdateGolden: o.UpdateGolden, MaxSteps: o.MaxSteps, Stop: stop,
+		UpdateGolden: o.UpdateGolden, MaxSteps: o.MaxSteps, MaxMemory: o.MaxMemory, Stop: stop,
 	})
 }
 
