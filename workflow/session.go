@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
 	"go.starlark.net/resolve"
 	"go.starlark.net/starlark"
@@ -38,23 +39,49 @@ type Session struct {
 	module  *module // what loads in statements are relative to
 	globals starlark.StringDict
 	entered int // statements so far
+	unwatch func()
+
+	mu      sync.Mutex
+	current context.CancelCauseFunc // of the statement that runs; nil while none does
 }
 
 // NewSession returns a session that has run nothing yet. Options.Path, Source,
 // Args and Call are not used. The context is that of the whole session; what it
-// waits for when it is released is as for Run.
+// waits for when it is released is as for Run. The caller closes it.
 func NewSession(ctx context.Context, o Options) *Session {
 	if o.Events == nil && o.Stderr != nil {
 		o.Events = event.Terminal(o.Stderr)
 	}
 	s := &Session{options: o, globals: starlark.StringDict{}}
-	s.run = o.newRun(nil)
+	s.run = o.newRun(func(err error) { s.stop(err) })
 	s.task = builtins.NewTask(ctx, s.run)
 	s.loader = newLoader(s.task)
+	s.loader.guard(o.MaxMemory)
 	var inRoot string
 	s.loader.dir, inRoot = rootOf(".")
 	s.module = &module{key: path.Join(inRoot, sessionName), name: sessionName, loads: map[string]*module{}}
+	s.unwatch = watchMemory(o.MaxMemory, s.busy, s.stop)
 	return s
+}
+
+// stop ends what runs, because that has used up what it may: the statement, and
+// the tasks that earlier ones have left running. The session goes on.
+func (s *Session) stop(err error) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.current != nil {
+		s.current(err)
+	} else if s.task.Busy() {
+		s.options.Events.Emit(event.Warning{Text: fmt.Sprintf("the tasks that still run are cancelled: %v", err)})
+	}
+	s.task.CancelTasks(&builtins.CancelledError{Why: "cancelled, because " + err.Error()})
+	return true
+}
+
+func (s *Session) busy() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.current != nil || s.task.Busy()
 }
 
 // Statement runs the next statement, whose lines come from readLine, each with
@@ -84,10 +111,23 @@ func (s *Session) Statement(ctx context.Context, readLine func() ([]byte, error)
 	if err != nil {
 		return nil, s.failure(ctx, &LoadError{Err: err})
 	}
+	if s.loader.guarded {
+		builtins.Guard(file)
+	}
 	return s.execute(ctx, name, file)
 }
 
 func (s *Session) execute(ctx context.Context, name string, file *syntax.File) (value starlark.Value, err error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	s.run.RenewSteps()
+	running := func(cancel context.CancelCauseFunc) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.current = cancel
+	}
+	running(cancel)
+	defer running(nil)
 	task := s.task.Within(ctx)
 	if err := s.load(task, name, file); err != nil {
 		return nil, s.failure(ctx, err)
@@ -188,14 +228,15 @@ func (s *Session) failure(ctx context.Context, err error) error {
 // it was acquired, as in `sandbox "web-1"`.
 func (s *Session) Held() []string { return s.task.Held() }
 
-// Close releases what the session acquired. Its error is as that of Run.
+// Close cancels the tasks that still run and releases what the session acquired.
+// Its error is as that of Run.
 func (s *Session) Close() error {
 	defer s.loader.close()
 	defer s.run.Close()
 	failure := &Failure{sources: s.loader.sources, mask: s.run.Mask}
-	if err := s.task.Join(nil); err != nil {
-		failure.Reports = builtins.Reports(err)
-	}
+	left := &builtins.CancelledError{Why: "cancelled, because the session was left"}
+	failure.Reports = slices.DeleteFunc(builtins.Reports(s.task.Join(left)), func(r builtins.Report) bool { return r.Err == error(left) })
+	s.unwatch()
 	if err := s.task.Release(s.options.Keep); err != nil {
 		failure.Reports = append(failure.Reports, builtins.Reports(err)...)
 	}

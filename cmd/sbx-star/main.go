@@ -126,14 +126,14 @@ func untilSignal(parent context.Context, stderr io.Writer) (ctx context.Context,
 		for n := 0; n < 2; n++ {
 			select {
 			case s := <-signals:
-				sig := s.(syscall.Signal)
+				cause := &interrupted{s.(syscall.Signal)}
 				if n == 1 {
 					signal.Stop(signals) // a third one ends the process in any case
 					close(second)
 					return
 				}
-				fmt.Fprintf(stderr, "sbx-star: %s: releasing what the workflow created (again to stop at once)\n", sig)
-				cancel(&interrupted{sig})
+				fmt.Fprintf(stderr, "sbx-star: %s: releasing what the workflow created (again to stop at once)\n", cause)
+				cancel(cause)
 			case <-quit:
 				return
 			}

@@ -40,6 +40,9 @@ func repl(args []string, stdin io.Reader, stdout, stderr io.Writer) error {
 	flags := pflag.NewFlagSet("sbx-star repl", pflag.ContinueOnError)
 	var where connectFlags
 	where.register(flags)
+	var budget budgetFlags
+	budget.register(flags)
+	keep := flags.Bool("keep", false, "leave what the session created, and print how to delete it")
 	if err := parse(flags, args, replUsage, stdout); err != nil {
 		return ignoreHelp(err)
 	}
@@ -49,11 +52,11 @@ func repl(args []string, stdin io.Reader, stdout, stderr io.Writer) error {
 	if !isTerminal(stdin) {
 		return runWorkflow(append(args, "-"), stdin, stdout, stderr)
 	}
-	return explore(&where, stdout, stderr)
+	return explore(&where, &budget, *keep, stdout, stderr)
 }
 
 // explore runs a session on the terminal.
-func explore(where *connectFlags, stdout, stderr io.Writer) error {
+func explore(where *connectFlags, budget *budgetFlags, keep bool, stdout, stderr io.Writer) error {
 	connect, disconnect, err := where.connector()
 	if err != nil {
 		return err
@@ -61,7 +64,8 @@ func explore(where *connectFlags, stdout, stderr io.Writer) error {
 	defer disconnect()
 
 	abort := make(chan struct{})
-	options := workflow.Options{Stdout: stdout, Events: event.Terminal(stderr), Env: os.LookupEnv, Abort: abort}
+	options := workflow.Options{Stdout: stdout, Events: event.Terminal(stderr), Env: os.LookupEnv, Abort: abort, Keep: keep}
+	budget.apply(&options)
 	closeBooks, err := where.keepBooks(&options, connect, options.Events)
 	if err != nil {
 		return err
@@ -73,7 +77,7 @@ func explore(where *connectFlags, stdout, stderr io.Writer) error {
 	code := r.loop(session, stdout, stderr)
 	r.close()
 
-	if held := session.Held(); len(held) > 0 {
+	if held := session.Held(); len(held) > 0 && !keep {
 		fmt.Fprintf(stderr, "sbx-star: releasing %s\n", strings.Join(held, ", "))
 	}
 	interrupts := make(chan os.Signal, 1)

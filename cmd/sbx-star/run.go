@@ -51,7 +51,12 @@ func runWorkflow(args []string, stdin io.Reader, stdout, stderr io.Writer) error
 	case flags.Changed("code"):
 		options.Path, options.Source = "<code>", []byte(*code)
 	case flags.NArg() == 0 && isTerminal(stdin):
-		return explore(&where, stdout, stderr)
+		for _, name := range []string{"keep-on-failure", "events", "quiet", "verbose", "timeout"} {
+			if flags.Changed(name) {
+				return &workflow.UsageError{Message: "a session has no --" + name, Hint: "name a FILE, or give CODE with -c"}
+			}
+		}
+		return explore(&where, &budget, *keep, stdout, stderr)
 	case flags.NArg() == 0, flags.Arg(0) == "-":
 		source, err := io.ReadAll(stdin)
 		if err != nil {
