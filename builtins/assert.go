@@ -187,7 +187,8 @@ func expectGolden(c *invocation) (starlark.Value, error) {
 	if err := c.unpack(&got, &file, &message); err != nil {
 		return nil, err
 	}
-	want, err := os.ReadFile(string(file))
+	name := file.beside(c.Task)
+	want, err := os.ReadFile(name)
 	missing := errors.Is(err, fs.ErrNotExist)
 	switch {
 	case err == nil && string(want) == string(got):
@@ -195,12 +196,12 @@ func expectGolden(c *invocation) (starlark.Value, error) {
 	case err != nil && !missing:
 		return nil, err
 	case c.Run.options.UpdateGolden:
-		if err := os.MkdirAll(filepath.Dir(string(file)), 0o777); err != nil {
+		if err := os.MkdirAll(filepath.Dir(name), 0o777); err != nil {
 			return nil, err
 		}
-		return starlark.None, os.WriteFile(string(file), got, 0o666)
+		return starlark.None, os.WriteFile(name, got, 0o666)
 	case missing:
-		return nil, unmet(message, "there is no golden file %s; sbx-star test --update writes it", string(file))
+		return nil, unmet(message, "there is no golden file %s; sbx-star test --update writes it", name)
 	}
 	return nil, unmet(message, "%s\nif that is right, sbx-star test --update makes it what is wanted", difference(starlark.String(got), starlark.String(want)))
 }

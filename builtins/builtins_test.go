@@ -57,7 +57,7 @@ func valuesByType() map[string]starlark.HasAttrs {
 		"Mount":        &record{"mount", wire.VolumeMount{}},
 		"Status":       &record{"status", wire.BoxStatus{}},
 		"Run_config":   &record{"run_config", wire.RunConfig{}},
-		"Host_path":    hostPath("/x"),
+		"Host_path":    hostPath{path: "/x"},
 		"Service_url":  &record{"service_url", wire.ServiceGrant{}},
 
 		"Access_delegation": &record{"access_delegation", wire.AccessDelegation{}},

@@ -42,7 +42,7 @@ func (a *buildArgs) build(c *invocation, want wire.SnapshotCreate, timeout secon
 	case starlark.String:
 		b.Dockerfile = string(v)
 	case hostPath:
-		b.Dockerfile = string(v)
+		b.Dockerfile = v.path
 	default:
 		return nil, c.argumentError("parameter dockerfile: got %s, want its name in the context folder", v.Type())
 	}
@@ -54,7 +54,7 @@ func (a *buildArgs) build(c *invocation, want wire.SnapshotCreate, timeout secon
 	case want.DockerImage != "" || want.RegistryID != "" || want.RunConfig != nil:
 		return nil, c.argumentError("dockerfile excludes docker_image, registry_id and run_config: the image that is built has its own")
 	}
-	b.Context = string(*a.context.ptr)
+	b.Context = a.context.ptr.path
 	if want.FSCapacityBytes != 0 {
 		b.FSCapacityBytes = &want.FSCapacityBytes
 	}

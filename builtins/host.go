@@ -13,6 +13,7 @@ import (
 	"unicode/utf8"
 
 	"go.starlark.net/starlark"
+	"go.starlark.net/syntax"
 )
 
 // This file defines host: the machine that the workflow runs on. Only the entry
@@ -41,24 +42,34 @@ func newHost() *namespace {
 
 // hostPath is a path on this machine. Only host makes one, and so whoever has
 // one was given it by somebody who has host.
-type hostPath string
+type hostPath struct {
+	path  string // absolute
+	given string // as the workflow wrote it
+}
 
-var _ starlark.HasAttrs = hostPath("")
+var (
+	_ starlark.HasAttrs   = hostPath{}
+	_ starlark.Comparable = hostPath{}
+)
 
 func (p hostPath) Type() string          { return "host_path" }
-func (p hostPath) String() string        { return fmt.Sprintf("host.path(%q)", string(p)) }
+func (p hostPath) String() string        { return fmt.Sprintf("host.path(%q)", p.path) }
 func (p hostPath) Freeze()               {}
 func (p hostPath) Truth() starlark.Bool  { return true }
-func (p hostPath) Hash() (uint32, error) { return starlark.String(p).Hash() }
+func (p hostPath) Hash() (uint32, error) { return starlark.String(p.path).Hash() }
 func (p hostPath) AttrNames() []string   { return []string{"name", "path"} }
 func (p hostPath) Attr(name string) (starlark.Value, error) {
 	switch name {
 	case "name":
-		return starlark.String(filepath.Base(string(p))), nil
+		return starlark.String(filepath.Base(p.path)), nil
 	case "path":
-		return starlark.String(p), nil
+		return starlark.String(p.path), nil
 	}
 	return nil, noAttr("host_path", name, p.AttrNames())
+}
+
+func (p hostPath) CompareSameType(op syntax.Token, other starlark.Value, depth int) (bool, error) {
+	return starlark.CompareDepth(op, starlark.String(p.path), starlark.String(other.(hostPath).path), depth)
 }
 
 // Unpack takes the value that host.path makes.
@@ -71,13 +82,22 @@ func (p *hostPath) Unpack(v starlark.Value) error {
 	return nil
 }
 
+// beside is the path, relative to the folder of the workflow's file that calls.
+func (p hostPath) beside(t *Task) string {
+	file := t.position().Filename()
+	if _, err := os.Stat(file); err != nil || filepath.IsAbs(p.given) { // or code of the command line, or a session
+		return p.path
+	}
+	return filepath.Join(filepath.Dir(file), p.given)
+}
+
 // hostFile is a path on this machine, as a string or as host.path makes it.
 type hostFile string
 
 func (f *hostFile) Unpack(v starlark.Value) error {
 	switch v := v.(type) {
 	case hostPath:
-		*f = hostFile(v)
+		*f = hostFile(v.path)
 	case starlark.String:
 		*f = hostFile(v)
 	default:
@@ -98,7 +118,7 @@ func newHostPath(c *invocation) (starlark.Value, error) {
 	if err != nil {
 		return nil, c.argumentError("%s has no place: %w", file, err)
 	}
-	return hostPath(absolute), nil
+	return hostPath{absolute, string(file)}, nil
 }
 
 func hostRead(c *invocation) (starlark.Value, error) {

@@ -8,6 +8,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.starlark.net/syntax"
+
 	"github.com/sbx-star/sbx-star/client"
 	"github.com/sbx-star/sbx-star/event"
 	"github.com/sbx-star/sbx-star/ledger"
@@ -139,13 +141,20 @@ func (t *Task) place() event.Place {
 		return event.Place{}
 	}
 	p := event.Place{Task: t.thread.Name}
-	for i := range t.thread.CallStackDepth() {
-		if pos := t.thread.CallFrame(i).Pos; pos.Line > 0 && !strings.HasPrefix(pos.Filename(), "@std") {
-			p.Pos = pos.String()
-			break
-		}
+	if pos := t.position(); pos.Line > 0 {
+		p.Pos = pos.String()
 	}
 	return p
+}
+
+// position is where in the workflow's own files the thread is, or no place.
+func (t *Task) position() (pos syntax.Position) {
+	for i := range t.thread.CallStackDepth() {
+		if pos := t.thread.CallFrame(i).Pos; pos.Line > 0 && !strings.HasPrefix(pos.Filename(), "@std") {
+			return pos
+		}
+	}
+	return pos
 }
 
 // execution is one command, as events tell of it.

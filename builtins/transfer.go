@@ -27,7 +27,7 @@ func sandboxUpload(c *invocation) (starlark.Value, error) {
 		return nil, err
 	}
 	return c.moveTree(true, path, timeout, func(ctx context.Context, box *client.Sandbox, progress func(client.Transfer)) (*client.Transfer, error) {
-		return box.UploadTree(ctx, string(local), path, client.TransferOptions{Exclude: exclude, Progress: progress})
+		return box.UploadTree(ctx, local.path, path, client.TransferOptions{Exclude: exclude, Progress: progress})
 	})
 }
 
@@ -39,7 +39,7 @@ func sandboxDownload(c *invocation) (starlark.Value, error) {
 		return nil, err
 	}
 	return c.moveTree(false, path, timeout, func(ctx context.Context, box *client.Sandbox, progress func(client.Transfer)) (*client.Transfer, error) {
-		return box.DownloadTree(ctx, path, string(local), client.TransferOptions{Progress: progress})
+		return box.DownloadTree(ctx, path, local.path, client.TransferOptions{Progress: progress})
 	})
 }
 

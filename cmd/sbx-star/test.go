@@ -35,6 +35,8 @@ func test(args []string, stdout, stderr io.Writer) error {
 	flags := pflag.NewFlagSet("sbx-star test", pflag.ContinueOnError)
 	var where connectFlags
 	where.register(flags)
+	var budget budgetFlags
+	budget.register(flags)
 	match := flags.String("run", "", "run only the tests whose names match `REGEXP`")
 	parallel := flags.Int("parallel", 1, "run `N` tests at once")
 	failFast := flags.Bool("failfast", false, "start no test after one has failed")
@@ -75,6 +77,7 @@ func test(args []string, stdout, stderr io.Writer) error {
 	ctx, again, stop := untilSignal(context.Background(), stderr)
 	defer stop()
 	run.Env, run.Abort, run.UpdateGolden = os.LookupEnv, again, *update
+	budget.apply(&run)
 
 	show := showTests(stdout, *verbose)
 	if *asJSON {
