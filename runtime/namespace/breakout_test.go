@@ -3,10 +3,17 @@
 package namespace
 
 import (
+	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
+	"mime/multipart"
 	"net"
+	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -33,7 +40,9 @@ type target struct {
 	Secret     string // a file that everybody on the host may read
 	Dir        string // the sandbox's folder
 	Port       int    // of the host's loopback interface
+	Datagrams  int    // likewise, of UDP
 	Abstract   string // name of a socket of the host
+	Socket     string // path of one
 	PID        int    // of a process of the host
 	Unfiltered bool   // the filter of system calls is off
 }
@@ -104,6 +113,9 @@ func text(s string) uintptr {
 // kept holds on to what the tries point at.
 var kept []*byte
 
+// unixAt is AT_FDCWD as an argument.
+const unixAt = ^uintptr(99)
+
 var (
 	eperm = []error{unix.EPERM}
 	gone  = []error{unix.ENOENT}
@@ -134,6 +146,16 @@ func tries() []try {
 		{"unmount a mask", call(unix.SYS_UMOUNT2, text("/proc/kcore"), unix.MNT_DETACH), eperm, false},
 		{"unmount a layer", call(unix.SYS_UMOUNT2, text("/usr"), unix.MNT_DETACH), eperm, false},
 		{"pivot_root", call(unix.SYS_PIVOT_ROOT, text("/"), text("/")), eperm, false},
+		{"mount the folder of the processes' groups", call(unix.SYS_MOUNT, text("none"), text("/mnt"), text("cgroup2"), 0, 0), eperm, false},
+		{"mount the kernel's insides", call(unix.SYS_MOUNT, text("none"), text("/mnt"), text("sysfs"), 0, 0), eperm, false},
+		{"remount the root with devices", call(unix.SYS_MOUNT, 0, text("/"), 0, unix.MS_REMOUNT|unix.MS_BIND, 0), eperm, false},
+		{"unmount /proc/sys", call(unix.SYS_UMOUNT2, text("/proc/sys"), 0), eperm, false},
+		{"unmount the root", call(unix.SYS_UMOUNT2, text("/"), unix.MNT_DETACH), eperm, false},
+		{"move a mount", call(unix.SYS_MOVE_MOUNT, unixAt, text("/proc/sys"), unixAt, text("/mnt"), 0), eperm, false},
+		{"fspick", call(unix.SYS_FSPICK, unixAt, text("/"), 0), eperm, false},
+		{"fsmount", call(unix.SYS_FSMOUNT, 0, 0, 0), eperm, false},
+		{"fsconfig", call(unix.SYS_FSCONFIG, 0, 0, 0, 0, 0), eperm, true},
+		{"list the mounts of others", call(unix.SYS_LISTMOUNT, 0, 0, 0, 0), eperm, true},
 		{"fsopen", call(unix.SYS_FSOPEN, text("tmpfs"), 0), eperm, false},
 		{"open_tree", call(unix.SYS_OPEN_TREE, 0, text("/usr"), unix.OPEN_TREE_CLONE), eperm, false},
 		{"mount_setattr", call(unix.SYS_MOUNT_SETATTR, 0, text("/proc/sys"), 0, uintptr(unsafe.Pointer(&unix.MountAttr{Attr_clr: unix.MOUNT_ATTR_RDONLY})), unsafe.Sizeof(unix.MountAttr{})), eperm, false},
@@ -144,6 +166,7 @@ func tries() []try {
 		{"new network namespace", cloneProcess(unix.CLONE_NEWNET), eperm, false},
 		{"new pid namespace", cloneProcess(unix.CLONE_NEWPID), eperm, false},
 		{"unshare a user namespace", call(unix.SYS_UNSHARE, unix.CLONE_NEWUSER), eperm, false},
+		{"unshare a time namespace", call(unix.SYS_UNSHARE, unix.CLONE_NEWTIME), eperm, false},
 		{"unshare a cgroup namespace", call(unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP), eperm, false},
 		{"clone3", call(unix.SYS_CLONE3, 0, 0), []error{unix.ENOSYS}, true},
 		{"enter the namespaces of PID 1", enterFirst, eperm, false},
@@ -152,8 +175,9 @@ func tries() []try {
 		{"loosen the filter", looseFilter, []error{unix.EINVAL, unix.EACCES}, false},
 		{"an id of the host's root", func(target) error { return rawCall(unix.SYS_SETRESUID, 1<<20, 1<<20, 1<<20) }, []error{unix.EINVAL}, false},
 		{"limits above the hard ones", func(target) error {
-			return unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{Cur: 1, Max: 1})
+			return unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{Cur: 2, Max: 2})
 		}, eperm, false},
+		{"a core file", coreFile, gone, false},
 		{"to be spared when memory is short", writes("/proc/self/oom_score_adj", "-1000"), shut, false},
 		{"real-time priority", func(target) error {
 			return rawCall(unix.SYS_SCHED_SETSCHEDULER, 0, 1 /* SCHED_FIFO */, uintptr(unsafe.Pointer(&[]int32{50}[0])))
@@ -172,6 +196,8 @@ func tries() []try {
 
 		// The network.
 		{"a port of the host", func(to target) error { return dial("tcp", fmt.Sprintf("127.0.0.1:%d", to.Port)) }, []error{unix.ECONNREFUSED}, false},
+		{"a port of the host for datagrams", func(to target) error { return talk("udp", fmt.Sprintf("127.0.0.1:%d", to.Datagrams)) }, []error{unix.ECONNREFUSED}, false},
+		{"a socket of the host by its path", func(to target) error { return dial("unix", to.Socket) }, gone, false},
 		{"a port beyond", func(target) error { return dial("tcp", "192.0.2.1:80") }, []error{unix.ENETUNREACH}, false},
 		{"the metadata address", func(target) error { return dial("tcp", "169.254.169.254:80") }, []error{unix.ENETUNREACH}, false},
 		{"an abstract socket of the host", func(to target) error { return dial("unix", "@"+to.Abstract) }, []error{unix.ECONNREFUSED}, false},
@@ -192,6 +218,13 @@ func tries() []try {
 		{"/dev/mem", func(target) error { return reads("/dev/mem", "/dev/kmem", "/dev/port") }, gone, false},
 		{"/dev/kvm", func(target) error { _, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0); return err }, gone, false},
 		{"/sys", func(target) error { _, err := os.Stat("/sys"); return err }, gone, false},
+		{"the machine's events", writes("/sys/kernel/uevent_helper", "/bin/sh"), gone, false},
+		{"the way out of a group of processes", writes("/sys/fs/cgroup/release_agent", "/bin/sh"), gone, false},
+		{"the caches of all", writes("/proc/sys/vm/drop_caches", "1"), shut, false},
+		{"the next process's number", writes("/proc/sys/kernel/ns_last_pid", "1"), shut, false},
+		{"programs by their first bytes", writes("/proc/sys/fs/binfmt_misc/register", ":x:M::x::/bin/sh:"), shut, false},
+		{"interrupts", writes("/proc/irq/default_smp_affinity", "1"), shut, false},
+		{"the program that is the daemon", writes("/proc/1/exe", "x"), shut, false},
 		{"the core pattern", writes("/proc/sys/kernel/core_pattern", "|/bin/sh"), shut, false},
 		{"the module loader's path", writes("/proc/sys/kernel/modprobe", "/bin/sh"), shut, false},
 		{"sysrq", writes("/proc/sysrq-trigger", "h"), shut, false},
@@ -201,6 +234,12 @@ func tries() []try {
 		{"finit_module", call(unix.SYS_FINIT_MODULE, 0, text(""), 0), eperm, false},
 		{"delete_module", call(unix.SYS_DELETE_MODULE, text("overlay"), unix.O_NONBLOCK), eperm, false},
 		{"kexec", call(unix.SYS_KEXEC_LOAD, 0, 0, 0, 0), eperm, false},
+		{"kexec of a file", call(unix.SYS_KEXEC_FILE_LOAD, 0, 0, 0, 0, 0), []error{unix.EPERM, unix.ENOSYS}, false},
+		{"watch a whole file system", call(unix.SYS_FANOTIFY_INIT, 0, 0), eperm, true},
+		{"move the clock", func(target) error {
+			_, err := unix.ClockAdjtime(unix.CLOCK_REALTIME, &unix.Timex{Modes: unix.ADJ_SETOFFSET})
+			return err
+		}, []error{unix.EPERM, unix.EINVAL}, false},
 		{"bpf", call(unix.SYS_BPF, unix.BPF_MAP_CREATE, 0, 0), eperm, false},
 		{"reboot", call(unix.SYS_REBOOT, unix.LINUX_REBOOT_MAGIC1, unix.LINUX_REBOOT_MAGIC2, unix.LINUX_REBOOT_CMD_CAD_OFF, 0), eperm, false},
 		{"the clock", func(target) error {
@@ -365,6 +404,21 @@ func dial(network, address string) error {
 	return err
 }
 
+// talk sends a datagram and waits for what comes of it.
+func talk(network, address string) error {
+	conn, err := net.DialTimeout(network, address, 5*time.Second)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(5 * time.Second))
+	if _, err := conn.Write([]byte("x")); err != nil {
+		return err
+	}
+	_, err = conn.Read(make([]byte, 1))
+	return err
+}
+
 // cloneProcess starts a process in a new namespace.
 func cloneProcess(flag uintptr) func(target) error {
 	return func(target) error {
@@ -394,6 +448,25 @@ func gainCapability(target) error {
 // looseFilter tries to leave seccomp's filter mode.
 func looseFilter(target) error {
 	return unix.Prctl(unix.PR_SET_SECCOMP, 0 /* SECCOMP_MODE_DISABLED */, 0, 0, 0)
+}
+
+// coreFile has a process crash where it could leave one.
+func coreFile(target) error {
+	dir, err := os.MkdirTemp("/var/tmp", "core-")
+	if err != nil {
+		return err
+	}
+	cmd := exec.Command("/bin/sh", "-c", "ulimit -c unlimited 2>/dev/null; kill -SEGV $$")
+	cmd.Dir = dir
+	err = cmd.Run()
+	var ended *exec.ExitError
+	if !errors.As(err, &ended) || ended.Sys().(syscall.WaitStatus).CoreDump() {
+		return nil
+	}
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) > 0 {
+		return err
+	}
+	return unix.ENOENT
 }
 
 func readFirst(target) error {
@@ -471,12 +544,19 @@ func TestBreakout(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer tcp.Close()
-	abstract := fmt.Sprintf("sbx-star-breakout-%d", os.Getpid())
-	socket, err := net.Listen("unix", "@"+abstract)
+	udp, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer socket.Close()
+	defer udp.Close()
+	abstract, path := fmt.Sprintf("sbx-star-breakout-%d", os.Getpid()), filepath.Join(t.TempDir(), "socket")
+	for _, name := range []string{"@" + abstract, path} {
+		socket, err := net.Listen("unix", name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer socket.Close()
+	}
 	users := []string{""}
 	if asRoot() {
 		users = append(users, "65532:65532")
@@ -485,7 +565,7 @@ func TestBreakout(t *testing.T) {
 		spec := newSpec(t)
 		spec.Mounts = []runtime.Mount{{Source: programs, Target: "/programs", ReadOnly: true}}
 		b := create(t, &Runtime{unfiltered: unfiltered}, spec)
-		to, err := json.Marshal(target{secret, spec.Dir, tcp.Addr().(*net.TCPAddr).Port, abstract, os.Getpid(), unfiltered})
+		to, err := json.Marshal(target{secret, spec.Dir, tcp.Addr().(*net.TCPAddr).Port, udp.LocalAddr().(*net.UDPAddr).Port, abstract, path, os.Getpid(), unfiltered})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -542,34 +622,177 @@ func TestSetuid(t *testing.T) {
 	}
 }
 
+// TestTransfersStayInside asks the daemon, which reads and writes files for whoever
+// is outside, for those of the host: by every path that might lead there, some of
+// which change under its feet.
+func TestTransfersStayInside(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Chmod(dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	secret := filepath.Join(dir, "secret")
+	if err := os.WriteFile(secret, []byte("secret"), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	b := newBox(t)
+	up := strings.Repeat("../", 64)
+	paths := []string{secret, up + secret, "/" + up + secret, "/proc/self/root" + secret, "/proc/1/root" + secret, "/proc/thread-self/root" + secret,
+		"/proc/self/cwd/" + up + secret, "link", "folder/secret", "loop/secret", "first" + secret,
+		"/proc/self/mem", "/proc/1/mem", b.spec.Dir + "/daemon.json", b.spec.Dir + "/daemon.log", "/proc/self/environ"}
+	for fd := range 32 {
+		paths = append(paths, fmt.Sprintf("/proc/self/fd/%d", fd), fmt.Sprintf("/proc/self/fd/%d/%s", fd, up+secret))
+	}
+	b.run(t, fmt.Sprintf(`set -e
+		ln -s %[1]s link; ln -s %[2]s folder; ln -s /proc/1/root first
+		(while :; do ln -sfn %[2]s loop; ln -sfn /proc/self/root%[2]s loop; rm -f loop; mkdir -p loop; rmdir loop; done) >/dev/null 2>&1 &`, secret, dir))
+	for range 5 {
+		for _, path := range paths {
+			_, data, err := b.transfer(t.Context(), http.MethodGet, "/download", path, "")
+			if err != nil || strings.Contains(data, "secret\x00") || data == "secret" || strings.Contains(data, `"boot"`) {
+				t.Fatalf("downloading %s gives %q, %v", path, data, err)
+			}
+		}
+	}
+	b.run(t, "mkdir -p "+dir) // so that links to it lead to a place
+	for range 5 {
+		for _, path := range paths {
+			if status, said, err := b.transfer(t.Context(), http.MethodPost, "/upload", path, "changed"); err != nil || status >= 500 {
+				t.Fatalf("uploading %s: status %d, %s, %v", path, status, said, err)
+			}
+		}
+	}
+	if got := b.run(t, "cat "+secret); got != "changed" {
+		t.Errorf("the sandbox has %q at the same path", got)
+	}
+	entries, err := os.ReadDir(dir)
+	data, readErr := os.ReadFile(secret)
+	if len(entries) != 1 || err != nil || readErr != nil || string(data) != "secret" {
+		t.Errorf("the host has %q in %v (%v, %v)", data, entries, err, readErr)
+	}
+	// A snapshot copies what the sandbox wrote, with other rights: not what it points at.
+	for range 3 {
+		snapshot := b.snapshot(t)
+		filepath.WalkDir(snapshot, func(path string, d fs.DirEntry, err error) error {
+			if err == nil && d.Type().IsRegular() {
+				if data, err := os.ReadFile(path); err == nil && string(data) == "secret" {
+					t.Errorf("the snapshot has the secret at %s", path)
+				}
+			}
+			return nil
+		})
+	}
+	b.run(t, "true")
+}
+
+// transfer reads or writes a file by the data plane.
+func (b *box) transfer(ctx context.Context, method, endpoint, path, content string) (status int, said string, err error) {
+	client := &http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return b.Dial(ctx) },
+	}}
+	var body bytes.Buffer
+	form := multipart.NewWriter(&body)
+	if content != "" {
+		part, err := form.CreateFormFile(wire.UploadField, "file")
+		if err != nil {
+			return 0, "", err
+		}
+		io.WriteString(part, content)
+		form.Close()
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://box"+endpoint+"?path="+url.QueryEscape(path), &body)
+	if err != nil {
+		return 0, "", err
+	}
+	req.Header.Set("Content-Type", form.FormDataContentType())
+	res, err := client.Do(req)
+	if err != nil {
+		return 0, "", err
+	}
+	defer res.Body.Close()
+	data, err := io.ReadAll(io.LimitReader(res.Body, 1<<20))
+	return res.StatusCode, string(data), err
+}
+
 // TestNeighbour has one sandbox take all that it can get of what the kernel counts
-// by users, who are the same for all sandboxes.
+// by users, who are the same for all sandboxes, or for all of the machine. Another
+// one must get what it needs meanwhile.
 func TestNeighbour(t *testing.T) {
 	programs := programFolder(t)
-	spec := newSpec(t)
-	spec.Mounts = []runtime.Mount{{Source: programs, Target: "/programs", ReadOnly: true}}
-	greedy, other := create(t, &Runtime{}, spec), newBox(t)
-	r, err := greedy.executeAs(t, "", "/programs/test", "watch", fmt.Sprint(unix.EMFILE))
-	if err != nil || r.ExitCode != 0 {
-		t.Fatalf("%+v, %v", r, err)
-	}
-	t.Logf("%s", r.Stdout)
-	if got := other.run(t, "cat /proc/sys/user/max_inotify_instances"); got != userLimits["max_inotify_instances"] {
-		t.Errorf("the neighbour may have %q", got)
+	for name, what := range greed {
+		t.Run(name, func(t *testing.T) {
+			spec := newSpec(t)
+			spec.Mounts = []runtime.Mount{{Source: programs, Target: "/programs", ReadOnly: true}}
+			greedy, other := create(t, &Runtime{}, spec), create(t, &Runtime{}, newSpec(t))
+			taken := make(chan error, 1)
+			ctx, cancel := context.WithCancel(t.Context())
+			defer func() { cancel(); <-taken }()
+			go func() {
+				r, err := greedy.post(ctx, wire.ExecRequest{
+					Command:   wire.Command{Argv: []string{"/programs/test"}},
+					Timeout:   600,
+					RunConfig: &wire.RunConfig{EnvVars: map[string]string{helperVar: "greedy", argumentVar: name}},
+				})
+				if ctx.Err() == nil {
+					err = fmt.Errorf("it has ended: %+v, %w", r, err)
+				}
+				taken <- err
+			}()
+			for { // until it has got all
+				if r, err := greedy.execute(t.Context(), "cat /tmp/taken 2>/dev/null"); err == nil && r.Stdout != "" {
+					t.Log(r.Stdout)
+					break
+				}
+				select {
+				case err := <-taken:
+					taken <- nil
+					t.Fatal(err)
+				case <-time.After(5 * time.Millisecond):
+				}
+			}
+			other.run(t, what.need)
+			newBox(t).run(t, "true") // as one that comes now does
+		})
 	}
 }
 
-// takeWatches takes instances of inotify until the kernel gives no more.
-func takeWatches(string) error {
-	for n := 0; ; n++ {
-		if _, err := unix.InotifyInit(); err == unix.EMFILE {
-			fmt.Println(n, "instances")
-			if n > 32 {
-				return errors.New("that is more than its share")
-			}
-			return nil
-		} else if err != nil {
-			return err
-		}
+// greed is what can be taken, and a command that needs some of it.
+var greed = map[string]struct {
+	take func() error // one more; what it returns at the end is the limit
+	end  []error
+	most int
+	need string
+}{
+	"watches": {func() error { _, err := unix.InotifyInit(); return err }, []error{unix.EMFILE}, 32,
+		"test $(cat /proc/sys/user/max_inotify_instances) = " + userLimits["max_inotify_instances"]},
+	"terminals": {func() error { _, err := unix.Open("/dev/ptmx", unix.O_RDWR, 0); return err }, []error{unix.ENOSPC}, 256,
+		"exec 3<>/dev/ptmx 4<>/dev/ptmx"},
+	"descriptors": {func() error { _, err := unix.Open("/dev/null", unix.O_RDONLY, 0); return err }, []error{unix.EMFILE}, 1 << 20,
+		"cat /etc/passwd >/dev/null; ls /proc/self/fd >/dev/null"},
+	"pipes": {func() error { return unix.Pipe(make([]int, 2)) }, []error{unix.EMFILE}, 1 << 20,
+		"head -c 1M /dev/zero | cat | wc -c"},
+	"shared memory": {func() error { _, err := unix.SysvShmGet(unix.IPC_PRIVATE, 4096, unix.IPC_CREAT|0o600); return err }, []error{unix.ENOSPC}, 4096,
+		"ipcmk -M 4096 >/dev/null"},
+}
+
+// takeAll takes until there is no more, and keeps it until it is killed.
+func takeAll(name string) error {
+	said, err := os.Create("/tmp/taken") // while there are descriptors
+	if err != nil {
+		return err
 	}
+	what, n := greed[name], 0
+	for err := error(nil); ; n++ {
+		if err = what.take(); err == nil && n <= what.most {
+			continue
+		}
+		if !slices.ContainsFunc(what.end, func(end error) bool { return errors.Is(err, end) }) {
+			return fmt.Errorf("after %d: %v", n, err)
+		}
+		break
+	}
+	if _, err := fmt.Fprintf(said, "it has %d", n); err != nil {
+		return err
+	}
+	return unix.Pause()
 }

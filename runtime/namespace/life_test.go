@@ -33,7 +33,7 @@ func init() {
 		"diagnose": diagnoseWithoutUsers,
 		"break":    breakOut,
 		"climb":    climb,
-		"watch":    takeWatches,
+		"greedy":   takeAll,
 	}
 }
 

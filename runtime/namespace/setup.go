@@ -485,6 +485,10 @@ func (s *setup) memory(path, options string, flags uintptr) error {
 	return nil
 }
 
+// devptsOptions give a sandbox a part of the machine's terminals, which are 4096
+// if nobody has changed it.
+const devptsOptions = "newinstance,ptmxmode=0666,mode=0620,max=256"
+
 func (s *setup) makeDev() error {
 	if err := s.memory("dev", "mode=755,size=64k,nr_inodes=64", unix.MS_NOEXEC); err != nil {
 		return err
@@ -500,7 +504,7 @@ func (s *setup) makeDev() error {
 	if err := mountMemory("root/dev/shm", "mode=1777,size=256m,nr_inodes=16k", unix.MS_NOEXEC); err != nil {
 		return err
 	}
-	if err := unix.Mount("devpts", "root/dev/pts", "devpts", unix.MS_NOSUID|unix.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620"); err != nil {
+	if err := unix.Mount("devpts", "root/dev/pts", "devpts", unix.MS_NOSUID|unix.MS_NOEXEC, devptsOptions); err != nil {
 		return fmt.Errorf("mount /dev/pts: %w", err)
 	}
 	for name, target := range map[string]string{
@@ -633,7 +637,9 @@ var keptCapabilities = []int{
 // restrict gives up what the daemon and its commands must not have. It holds for
 // this thread, and so for all that the next exec makes of it.
 func restrict() error {
-	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
+	// Too little for any core file; and of all limits this is the one with which the
+	// kernel does not start the host's program for crashes either, if it has one.
+	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{Cur: 1, Max: 1}); err != nil {
 		return os.NewSyscallError("setrlimit", err)
 	}
 	var kept [2]unix.CapUserData
