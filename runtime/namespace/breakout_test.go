@@ -767,9 +767,9 @@ var greed = map[string]struct {
 		"test $(cat /proc/sys/user/max_inotify_instances) = " + userLimits["max_inotify_instances"]},
 	"terminals": {func() error { _, err := unix.Open("/dev/ptmx", unix.O_RDWR, 0); return err }, []error{unix.ENOSPC}, 256,
 		"exec 3<>/dev/ptmx 4<>/dev/ptmx"},
-	"descriptors": {func() error { _, err := unix.Open("/dev/null", unix.O_RDONLY, 0); return err }, []error{unix.EMFILE}, 1 << 20,
+	"descriptors": {func() error { _, err := unix.Open("/dev/null", unix.O_RDONLY, 0); return err }, []error{unix.EMFILE}, 4096,
 		"cat /etc/passwd >/dev/null; ls /proc/self/fd >/dev/null"},
-	"pipes": {func() error { return unix.Pipe(make([]int, 2)) }, []error{unix.EMFILE}, 1 << 20,
+	"pipes": {func() error { return unix.Pipe(make([]int, 2)) }, []error{unix.EMFILE}, 4096,
 		"head -c 1M /dev/zero | cat | wc -c"},
 	"shared memory": {func() error { _, err := unix.SysvShmGet(unix.IPC_PRIVATE, 4096, unix.IPC_CREAT|0o600); return err }, []error{unix.ENOSPC}, 4096,
 		"ipcmk -M 4096 >/dev/null"},
@@ -779,6 +779,11 @@ var greed = map[string]struct {
 func takeAll(name string) error {
 	said, err := os.Create("/tmp/taken") // while there are descriptors
 	if err != nil {
+		return err
+	}
+	// As many as a machine allows may be a million. So many are enough to use up what
+	// a user has of pages for pipes.
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 4096, Max: 4096}); err != nil {
 		return err
 	}
 	what, n := greed[name], 0
