@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -191,6 +192,8 @@ type command struct {
 	status   syscall.WaitStatus // valid once ended is closed, as is took
 	took     time.Duration      // until the main process had ended
 	begun    time.Time
+	reason   string      // why it was killed, if it was not by a request; valid once ended is closed
+	killed   atomic.Bool // by a request
 
 	d        *daemon
 	draining sync.WaitGroup // pumps that have not handed over everything
@@ -212,11 +215,13 @@ func (d *daemon) start(spec commandSpec, stdout, stderr func([]byte)) (*command,
 		outputs, theirs, err = c.openPipes(spec.stdin, spec.who)
 	}
 	var ended <-chan syscall.WaitStatus
+	var kills int64 // before
 	if err == nil {
 		for _, fd := range theirs {
 			attr.Files = append(attr.Files, uintptr(fd))
 		}
 		c.begun = time.Now()
+		kills = d.bounds.kills()
 		c.pid, ended, err = d.reaper.start(spec.path, spec.argv, attr)
 	}
 	slices.Sort(theirs)
@@ -232,10 +237,15 @@ func (d *daemon) start(spec commandSpec, stdout, stderr func([]byte)) (*command,
 		}
 		if errors.Is(err, syscall.ENOENT) {
 			err = errors.New("the interpreter that its first line names does not exist")
+		} else if errors.Is(err, syscall.EAGAIN) {
+			err = errors.New("the sandbox has as many processes as it may have at a time")
 		}
 		return nil, refuse(wire.ErrCommand, "cannot start the command: %s: %v", spec.program, cause(err))
 	}
 
+	if d.bounds.Started != nil {
+		d.bounds.Started(c.pid)
+	}
 	for i, f := range outputs {
 		c.draining.Add(1)
 		sink := [...]func([]byte){stdout, stderr}[i]
@@ -244,6 +254,9 @@ func (d *daemon) start(spec commandSpec, stdout, stderr func([]byte)) (*command,
 	d.work.Go(func() {
 		c.status = <-ended
 		c.took = time.Since(c.begun)
+		if c.code() == 128+int(syscall.SIGKILL) && !c.killed.Load() && d.bounds.kills() > kills {
+			c.reason = d.bounds.outOfMemory()
+		}
 		close(c.exited)
 		for _, f := range outputs {
 			f.SetReadDeadline(past) // wakes its pump
@@ -258,7 +271,12 @@ func (d *daemon) start(spec commandSpec, stdout, stderr func([]byte)) (*command,
 func (c *command) kill() bool { return c.signal(syscall.SIGKILL) }
 
 // signal sends a signal to the process group, and reports the same.
-func (c *command) signal(sig syscall.Signal) bool { return c.d.reaper.signal(c.pid, sig) }
+func (c *command) signal(sig syscall.Signal) bool {
+	if sig == syscall.SIGKILL {
+		c.killed.Store(true)
+	}
+	return c.d.reaper.signal(c.pid, sig)
+}
 
 // resize sets the size of the terminal; without one it means nothing.
 func (c *command) resize(cols, rows uint16) {
@@ -282,7 +300,7 @@ func (c *command) code() int {
 
 // exit is the last message of a command that ended, with all that exec.v1 says.
 func (c *command) exit() *wire.Exit {
-	m := &wire.Exit{ExitCode: c.code(), DurationMS: int64((c.took + time.Millisecond - 1) / time.Millisecond)}
+	m := &wire.Exit{ExitCode: c.code(), DurationMS: int64((c.took + time.Millisecond - 1) / time.Millisecond), Reason: c.reason}
 	if c.status.Signaled() {
 		m.Signal = signalName(c.status.Signal())
 	}

@@ -20,6 +20,7 @@ type Config struct {
 	User    string            `json:"user"`     // who runs commands and reads and writes files (§16.3): name, uid, name:group or uid:gid; default the daemon's own
 	WorkDir string            `json:"work_dir"` // where commands run that name no directory; default Home
 	Home    string            `json:"home"`     // $HOME, and the base of relative file paths (§5)
+	Bounds  Bounds            `json:"-"`        // of the sandbox; PUT /config does not change them
 }
 
 func (c *Config) complete() {

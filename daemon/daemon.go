@@ -85,6 +85,7 @@ const farewell = time.Second
 type daemon struct {
 	cfg      atomic.Pointer[Config]
 	lim      limits
+	bounds   Bounds
 	reaper   *reaper
 	activity activity
 	sessions table
@@ -117,13 +118,22 @@ func serve(ctx context.Context, ln net.Listener, cfg Config, lim limits) error {
 	defer cancel()
 	halt, halted := context.WithCancel(context.Background())
 	defer halted()
-	d := &daemon{lim: lim, reaper: newReaper(), ctx: ctx, halt: halt}
+	d := &daemon{lim: lim, bounds: cfg.Bounds, reaper: newReaper(), ctx: ctx, halt: halt}
 	if own, ok := ln.Addr().(*net.TCPAddr); ok {
 		d.port = own.Port
 	}
 	d.cfg.Store(&cfg)
 	d.sessions.init(lim)
 	d.activity.touch()
+	if enter := cfg.Bounds.Enter; enter != nil {
+		s, entered := &starter{make(chan func())}, make(chan error, 1)
+		d.work.Go(func() { s.run(enter, entered, d.reaper.quit) })
+		if err := <-entered; err != nil {
+			ln.Close()
+			return err
+		}
+		d.reaper.forkExec = s.forkExec
+	}
 	d.work.Go(d.reaper.run)
 
 	srv := &http.Server{

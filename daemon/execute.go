@@ -76,7 +76,7 @@ func (d *daemon) run(r *http.Request, req wire.ExecRequest) (*wire.ExecResponse,
 				stream.name, d.lim.httpOutput, stream.dropped)
 		}
 	}
-	return &wire.ExecResponse{Stdout: stdout.kept.String(), Stderr: stderr.kept.String(), ExitCode: cmd.code()}, nil
+	return &wire.ExecResponse{Stdout: stdout.kept.String(), Stderr: stderr.kept.String(), ExitCode: cmd.code(), Reason: cmd.reason}, nil
 }
 
 // commandTimeout is an error that no client retries (§5).

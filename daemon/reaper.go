@@ -29,6 +29,7 @@ type reaper struct {
 	spawned  chan struct{} // holds one token: there may be children again
 	reaped   chan struct{} // holds one token: some have been waited for
 	quit     chan struct{}
+	forkExec forkExec
 }
 
 func newReaper() *reaper {
@@ -37,6 +38,7 @@ func newReaper() *reaper {
 		spawned:  make(chan struct{}, 1),
 		reaped:   make(chan struct{}, 1),
 		quit:     make(chan struct{}),
+		forkExec: syscall.ForkExec,
 	}
 }
 
@@ -89,7 +91,7 @@ func (r *reaper) start(path string, argv []string, attr *syscall.ProcAttr) (pid 
 	}
 	attr.Sys.Setsid = true
 	attr.Sys.Pdeathsig = syscall.SIGKILL // a daemon that was itself killed leaves less behind
-	pid, err = syscall.ForkExec(path, argv, attr)
+	pid, err = r.forkExec(path, argv, attr)
 	if err != nil {
 		return 0, nil, err
 	}

@@ -49,6 +49,13 @@ type Spec struct {
 	Env      map[string]string // of every command, over the image's own
 	Snapshot string            // folder that Instance.Snapshot wrote, whose files the sandbox starts with; "" for none
 	Mounts   []Mount           // folders of this machine that appear in the sandbox
+	Limits   Limits            // where Info.Enforces says so; elsewhere as far as it can be done
+}
+
+// Limits are how much of the machine a sandbox gets; zero is no limit.
+type Limits struct {
+	CPU    int64 `json:"cpu,omitempty"`    // thousandths of a core
+	Memory int64 `json:"memory,omitempty"` // bytes; a process of one that needs more is killed
 }
 
 // Mount makes a folder of this machine appear in a sandbox, to be changed by it

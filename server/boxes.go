@@ -32,6 +32,7 @@ type box struct {
 	Digest     string              `json:"digest,omitempty"` // of the image, once it is known
 	Env        map[string]string   `json:"env,omitempty"`
 	Mounts     []wire.VolumeMount  `json:"mounts,omitempty"` // volumes by id
+	Limits     runtime.Limits      `json:"limits,omitzero"`
 	Git        []gitMount          `json:"git,omitempty"`
 	Pool       string              `json:"pool,omitempty"`  // id of the pool that keeps it ready, or of the snapshot that is built with it; hidden as long
 	Layer      string              `json:"layer,omitempty"` // id of the snapshot whose files it started with
@@ -48,7 +49,7 @@ type box struct {
 }
 
 func (s *Server) spec(b *box) runtime.Spec {
-	spec := runtime.Spec{ID: b.Box.ID, Hostname: b.Hostname, Dir: s.store.boxDir(b.Box.ID), Image: cmp.Or(b.Digest, b.Image), Env: b.env()}
+	spec := runtime.Spec{ID: b.Box.ID, Hostname: b.Hostname, Dir: s.store.boxDir(b.Box.ID), Image: cmp.Or(b.Digest, b.Image), Env: b.env(), Limits: b.Limits}
 	if b.Layer != "" {
 		spec.Snapshot = s.store.layerDir(b.Layer)
 	}
@@ -166,6 +167,7 @@ func (s *Server) register(b *box, in *boxCreate) error {
 			return err
 		}
 		b.TemplateID, b.Box.TemplateName, b.Image, b.Mounts = t.ID, t.Name, t.Image, t.VolumeMounts
+		b.Limits = limitsOf(t.Resources)
 		for i, m := range b.Git {
 			for _, v := range b.Mounts {
 				if within(m.Target, v.MountPath) || within(v.MountPath, m.Target) {
@@ -174,6 +176,7 @@ func (s *Server) register(b *box, in *boxCreate) error {
 			}
 		}
 	}
+	in.limit(&b.Limits)
 	all, err := s.store.boxes.all()
 	if err != nil {
 		return err
@@ -209,6 +212,19 @@ func (s *Server) register(b *box, in *boxCreate) error {
 		s.store.discard(b.Box.ID)
 	}
 	return err
+}
+
+// limit sets the limits that a request names itself (protocol.md §2.4).
+func (in *boxCreate) limit(l *runtime.Limits) {
+	if in.VCPUs != nil {
+		l.CPU = 1000 * int64(min(*in.VCPUs, 1<<20))
+	}
+	if in.CPUMillicores != nil {
+		l.CPU = int64(*in.CPUMillicores)
+	}
+	if in.MemBytes != nil {
+		l.Memory = *in.MemBytes
+	}
 }
 
 func nameTaken(name string) error {

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"math"
 	"math/big"
 	"net/http"
 	"regexp"
@@ -9,6 +10,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/sbx-star/sbx-star/runtime"
 	"github.com/sbx-star/sbx-star/wire"
 )
 
@@ -217,6 +219,26 @@ func (s *Server) checkResources(r wire.Resources) error {
 		limit{"resources.cpu", true, enforces.CPU},
 		limit{"resources.memory", true, enforces.Memory},
 		limit{"resources.storage", r.Storage != "", enforces.Storage})
+}
+
+// limitsOf are the limits of resources that were checked.
+func limitsOf(r wire.Resources) runtime.Limits {
+	cpu, scale := strings.TrimSuffix(r.CPU, "m"), int64(1000)
+	if cpu != r.CPU {
+		scale = 1
+	}
+	n, _ := new(big.Rat).SetString(cpu)
+	return runtime.Limits{CPU: roundUp(n.Mul(n, big.NewRat(scale, 1))), Memory: roundUp(quantity(r.Memory))}
+}
+
+// roundUp is a positive number rounded up, or the largest there is.
+func roundUp(n *big.Rat) int64 {
+	up := new(big.Int).Add(n.Num(), n.Denom())
+	up.Quo(up.Sub(up, big.NewInt(1)), n.Denom())
+	if !up.IsInt64() {
+		return math.MaxInt64
+	}
+	return up.Int64()
 }
 
 // quantity is the number of bytes that a Kubernetes quantity stands for, or

@@ -86,6 +86,7 @@ type ExecResponse struct {
 	Stdout   string `json:"stdout"`
 	Stderr   string `json:"stderr"`
 	ExitCode int    `json:"exit_code"`
+	Reason   string `json:"reason,omitempty"` // why the sandbox's limits ended it; only this project's servers tell
 }
 
 func (r *ExecResponse) UnmarshalJSON(data []byte) error {
@@ -182,6 +183,7 @@ type Exit struct {
 	ExitCode   int    `json:"exit_code"`
 	Signal     string `json:"signal,omitempty"`      // the one that ended it, as in TERM
 	DurationMS int64  `json:"duration_ms,omitempty"` // milliseconds, rounded up, and so never 0
+	Reason     string `json:"reason,omitempty"`      // why the sandbox's limits ended it
 }
 
 // ExecError is the last message of a command that failed otherwise (§6.5).

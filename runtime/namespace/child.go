@@ -106,6 +106,7 @@ func serve(o order) error {
 		return err
 	}
 	unix.Close(controlFD)
+	o.Daemon.Bounds = o.bounds()
 	return daemon.Serve(context.Background(), ln, o.Daemon)
 }
 

@@ -7,9 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"os/user"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -46,7 +46,7 @@ func Diagnose(ctx context.Context, stateDir string) []Finding {
 	m := thisMachine()
 	r := &Runtime{}
 	state := stateFolder(stateDir)
-	findings := []Finding{kernel(), whoRuns(m), namespaces(m), overlay(), filters(), cgroups(), subordinate(m), appArmor(m), kvm(), state}
+	findings := []Finding{kernel(), whoRuns(m), namespaces(m), overlay(), filters(), r.groupsFound(m.root), subordinate(m), appArmor(m), kvm(), state}
 	if state.Verdict == Failed {
 		return findings
 	}
@@ -212,58 +212,22 @@ func (r *Runtime) enforced() []Finding {
 	return findings
 }
 
-// cgroups tells which hierarchies there are and whether this process may make
-// groups in them. Sandboxes do not use them.
-func cgroups() Finding {
-	text, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return Finding{"cgroups", Absent, err.Error(), ""}
+// groupsFound tells which limits control groups can enforce here.
+func (r *Runtime) groupsFound(root bool) Finding {
+	c := r.controllers()
+	var names []string
+	for _, name := range slices.Sorted(maps.Keys(c.parents)) {
+		names = append(names, name+" in "+c.parents[name])
 	}
-	own, err := os.ReadFile("/proc/self/cgroup")
-	if err != nil {
-		return Finding{"cgroups", Absent, err.Error(), ""}
+	switch text := "v1, " + strings.Join(names, ", "); {
+	case len(names) == len(controllerFiles):
+		return Finding{"cgroups", Good, text, ""}
+	case len(names) > 0:
+		return Finding{"cgroups", Absent, text + ": what is missing is not limited", ""}
+	case root:
+		return Finding{"cgroups", Absent, "none that can be made: cpu and memory are not limited", "mount cpu, memory and pids of version 1 below /sys/fs/cgroup, writable; those of version 2 are not used"}
 	}
-	return describeCgroups(string(text), string(own), func(dir string) bool { return unix.Access(dir, unix.W_OK) == nil })
-}
-
-// describeCgroups describes them by the texts of /proc/self/mountinfo and
-// /proc/self/cgroup.
-func describeCgroups(mountinfo, own string, writable func(dir string) bool) Finding {
-	var v1, v2 []string
-	for line := range strings.Lines(mountinfo) {
-		before, after, _ := strings.Cut(line, " - ")
-		fields, kind := strings.Fields(before), strings.Fields(after)
-		if len(fields) < 5 || len(kind) < 3 {
-			continue
-		}
-		point := unescapeOctal(fields[4])
-		switch kind[0] {
-		case "cgroup2":
-			dir := point
-			for group := range strings.Lines(own) {
-				if path, ok := strings.CutPrefix(strings.TrimSpace(group), "0::"); ok {
-					dir = filepath.Join(point, path)
-				}
-			}
-			state := "not delegated to this user"
-			if writable(dir) {
-				state = "delegated"
-			}
-			v2 = append(v2, fmt.Sprintf("v2 at %s, %s", point, state))
-		case "cgroup":
-			if writable(point) {
-				v1 = append(v1, filepath.Base(point))
-			}
-		}
-	}
-	found := v2
-	if len(v1) > 0 {
-		found = append(found, "v1 with "+strings.Join(v1, " "))
-	}
-	if len(found) == 0 {
-		return Finding{"cgroups", Absent, "none that this user may write to", ""}
-	}
-	return Finding{"cgroups", Absent, strings.Join(found, "; ") + "; not used for sandboxes", ""}
+	return Finding{"cgroups", Absent, "none that this user may make: each process is limited for itself, and cpu is not", "run as root where control groups of version 1 are mounted; those of version 2 are not used"}
 }
 
 // subordinate tells of the ids that /etc/subuid gives the user, which sandboxes

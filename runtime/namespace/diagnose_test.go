@@ -54,23 +54,20 @@ func TestDiagnoseNoUsers(t *testing.T) {
 	}
 }
 
-func TestDescribeCgroups(t *testing.T) {
+func TestHierarchies(t *testing.T) {
 	const (
-		two     = "30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw\n"
-		one     = "31 23 0:27 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n32 23 0:28 / /sys/fs/cgroup/pids rw - cgroup cgroup rw,pids\n"
-		other   = "33 23 0:29 / / rw - ext4 /dev/vda rw\nnonsense\n"
-		session = "0::/user.slice/session.scope\n"
+		two   = "30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw\n"
+		one   = "31 23 0:27 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n32 23 0:28 / /sys/fs/c\\040p rw - cgroup cgroup rw,cpu,cpuacct\n"
+		other = "33 23 0:29 / / rw - ext4 /dev/vda rw\nnonsense\n"
 	)
-	for _, test := range []struct{ mountinfo, own, writable, want string }{
-		{other, session, "", "none that this user may write to"},
-		{other + two, session, "", "v2 at /sys/fs/cgroup, not delegated to this user; not used for sandboxes"},
-		{other + two, session, "/sys/fs/cgroup", "v2 at /sys/fs/cgroup, not delegated to this user; not used for sandboxes"},
-		{other + two, session, "/sys/fs/cgroup/user.slice/session.scope", "v2 at /sys/fs/cgroup, delegated; not used for sandboxes"},
-		{one, "4:memory:/\n", "/sys/fs/cgroup/pids", "v1 with pids; not used for sandboxes"},
-		{one + two, "0::/\n", "/sys/fs/cgroup", "v2 at /sys/fs/cgroup, delegated; not used for sandboxes"},
+	for _, test := range []struct{ mountinfo, memory, cpu, pids string }{
+		{other, "", "", ""},
+		{other + two, "", "", ""},
+		{one + other, "/sys/fs/cgroup/memory", "/sys/fs/c p", ""},
 	} {
-		if got := describeCgroups(test.mountinfo, test.own, func(dir string) bool { return dir == test.writable }); got.Text != test.want {
-			t.Errorf("got %q, want %q", got.Text, test.want)
+		one := hierarchies(test.mountinfo)
+		if one["memory"] != test.memory || one["cpu"] != test.cpu || one["pids"] != test.pids {
+			t.Errorf("%s: got %v", test.mountinfo, one)
 		}
 	}
 }

@@ -4,6 +4,7 @@ package namespace
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -37,10 +38,10 @@ const childName = "sbx-star-init"
 
 // Descriptors of the first process besides the standard ones.
 const (
-	listenerFD = 3 + iota // the daemon's socket
-	controlFD             // a connection to the maker
-	orderFD               // the order, from offset 0
-	firstFreeFD
+	listenerFD  = 3 + iota // the daemon's socket
+	controlFD              // a connection to the maker
+	orderFD                // the order, from offset 0
+	firstFreeFD            // and from here on the files of its groups, as the order says
 )
 
 // Names in Spec.Dir.
@@ -55,7 +56,12 @@ type order struct {
 	Former     string // host name in the files of a snapshot; "" if they have none yet, or the same
 	Plan       plan
 	Mounts     []runtime.Mount
-	Unfiltered bool // for tests
+	Unfiltered bool   // for tests
+	Files      uint64 // that each process may have open
+	Commands   int    // files that let the thread that starts commands into their groups
+	Kills      bool   // behind them, the one that tells of processes killed for want of memory
+	Limits     runtime.Limits
+	Pids       int64 // processes of commands, where no group limits them
 	Daemon     daemon.Config
 }
 
@@ -159,12 +165,26 @@ func (in *instance) launch(ctx context.Context, p plan, former string) error {
 	if err != nil {
 		return err
 	}
-	control, err := in.startFirst(m, order{
+	pids := cmp.Or(in.r.pids, DefaultPids)
+	g := in.r.controllers().plan(in.dir, in.spec.Limits, pids)
+	if err := g.make(in.dir); err != nil {
+		return err
+	}
+	unheld := int64(0)
+	if len(g.commands) == 0 {
+		unheld = pids
+	}
+	control, err := in.startFirst(m, g, order{
 		Hostname:   in.spec.Hostname,
 		Former:     former,
 		Plan:       p,
 		Mounts:     mounts,
 		Unfiltered: in.r.unfiltered,
+		Files:      cmp.Or(in.r.files, DefaultFiles),
+		Commands:   len(g.commands),
+		Kills:      g.kills != "",
+		Limits:     in.spec.Limits,
+		Pids:       unheld,
 		Daemon:     daemon.Config{Base: environment(), Env: in.spec.Env, WorkDir: home, Home: home},
 	})
 	if err != nil {
@@ -205,7 +225,7 @@ func (in *instance) launch(ctx context.Context, p plan, former string) error {
 
 // startFirst starts the first process, which waits for the layers and ends if
 // this process does so before, and records it.
-func (in *instance) startFirst(m idMaps, o order) (control *net.UnixConn, err error) {
+func (in *instance) startFirst(m idMaps, g groups, o order) (control *net.UnixConn, err error) {
 	var files []*os.File
 	defer func() {
 		for _, f := range files {
@@ -225,16 +245,22 @@ func (in *instance) startFirst(m idMaps, o order) (control *net.UnixConn, err er
 	ours, theirs, pairErr := socketPair()
 	open(theirs, pairErr)
 	open(orderFile(o))
+	for _, file := range g.commands {
+		open(os.OpenFile(file, os.O_WRONLY, 0))
+	}
+	if g.kills != "" {
+		open(os.Open(g.kills))
+	}
 	if err != nil {
 		if ours != nil {
 			ours.Close()
 		}
 		return nil, err
 	}
-	pid, err := startProcess(filepath.Join(in.dir, boxName), &os.ProcAttr{
+	pid, err := startProcess(filepath.Join(in.dir, boxName), g, &os.ProcAttr{
 		Env:   raceEnv(),
 		Files: append([]*os.File{files[0]}, files...), // nothing to read, nowhere to print
-		Sys:   m.attr(unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC | unix.CLONE_NEWCGROUP),
+		Sys:   m.attr(unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC),
 	})
 	if err != nil {
 		ours.Close()
@@ -259,8 +285,10 @@ func (in *instance) ended(err error) error {
 	return fmt.Errorf("the sandbox's first process ended before it was ready: %w: %.2000s", err, bytes.TrimSpace(said))
 }
 
-// startProcess starts this program as a first process in the folder dir. Two
+// startProcess starts this program as a first process in the folder dir. Three
 // things are the starting thread's, which for that reason does nothing else:
+//
+// The control groups, which the process is born in.
 //
 // A session keyring of its own, because keys of the user's session would be at
 // hand inside otherwise. It is made on this side because it counts against its
@@ -268,11 +296,8 @@ func (in *instance) ended(err error) error {
 //
 // The working directory: the new mount namespace takes it over with the process,
 // also where the sandbox's root could not reach it by a path.
-func startProcess(dir string, attr *os.ProcAttr) (pid int, err error) {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		goruntime.LockOSThread() // for good: the thread ends with the goroutine
+func startProcess(dir string, g groups, attr *os.ProcAttr) (pid int, err error) {
+	onThread(func() {
 		_, err = unix.KeyctlInt(unix.KEYCTL_JOIN_SESSION_KEYRING, 0, 0, 0, 0)
 		if err != nil && !errors.Is(err, unix.ENOSYS) && !errors.Is(err, unix.EPERM) { // no keys, or none for this process
 			err = fmt.Errorf("make a session keyring: %w", err)
@@ -284,14 +309,34 @@ func startProcess(dir string, attr *os.ProcAttr) (pid int, err error) {
 		if err = unix.Chdir(dir); err != nil {
 			return
 		}
+		for _, file := range g.first {
+			if err = write(file, "0"); err != nil {
+				return
+			}
+		}
 		var process *os.Process
 		if process, err = os.StartProcess("/proc/self/exe", []string{childName, setUpStage}, attr); err == nil {
 			pid = process.Pid
 			process.Release()
 		}
+	})
+	return pid, err
+}
+
+// onThread calls f on a thread that ends after it.
+func onThread(f func()) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		goruntime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() { // the main thread, which ends with the process only
+			defer goruntime.UnlockOSThread()
+			onThread(f)
+			return
+		}
+		f() // locked for good: the thread ends with the goroutine
 	}()
 	<-done
-	return pid, err
 }
 
 func listen(dir string) (*os.File, error) {

@@ -23,7 +23,8 @@
 // sandbox needs. Programs of other architectures, such as i386, do not run.
 //
 // In memory, for each sandbox and until it is stopped: /tmp up to 1 GiB, /dev/shm
-// up to 256 MiB, /run up to 64 MiB. Everything else that it writes lies in Spec.Dir
+// up to 256 MiB, /run up to 64 MiB, or a half, an eighth and a sixteenth of the
+// memory that it may take. Everything else that it writes lies in Spec.Dir
 // or in its mounts, and belongs to the same ids for every sandbox of the same user.
 // It is not synced: what the machine has not written by itself when it loses power
 // is lost.
@@ -66,11 +67,24 @@ const name = "namespace"
 type Options struct {
 	Images  string // absolute folder where images are kept; "" has none but the host's
 	Mirrors string // of registries, as image.ParseMirrors reads them
+	Pids    int64  // processes and threads of commands that a sandbox has at a time; 0 is DefaultPids
+	Files   uint64 // that each process has open at a time, unless this process may have fewer; 0 is DefaultFiles
 }
+
+// What a sandbox gets if nothing else is said.
+const (
+	DefaultPids  = 4096
+	DefaultFiles = 65536
+)
 
 // Runtime makes sandboxes out of namespaces.
 type Runtime struct {
 	images     func() (*image.Store, error)
+	pids       int64  // as in Options
+	files      uint64 // likewise
+	look       sync.Once
+	found      controllers // after look
+	noGroups   bool        // for tests: as on a machine where no control groups can be made
 	noIdmap    bool        // for tests: as on a kernel without idmapped mounts
 	unfiltered bool        // for tests: what holds when the filter of system calls does not
 	plain      atomic.Bool // a sandbox had to do without idmapped mounts
@@ -81,7 +95,23 @@ func New(o Options) (*Runtime, error) {
 	if _, err := image.ParseMirrors(o.Mirrors); err != nil {
 		return nil, err
 	}
-	return &Runtime{images: sync.OnceValues(func() (*image.Store, error) { return openImages(o) })}, nil
+	return &Runtime{images: sync.OnceValues(func() (*image.Store, error) { return openImages(o) }), pids: o.Pids, files: o.Files}, nil
+}
+
+// controllers looks for control groups, once.
+func (r *Runtime) controllers() controllers {
+	r.look.Do(func() {
+		if !r.noGroups && os.Geteuid() == 0 {
+			r.found = findControllers()
+		}
+	})
+	return r.found
+}
+
+// enforces tells what sandboxes are held to on this machine.
+func (r *Runtime) enforces() wire.Enforces {
+	held := func(controller string) bool { return r.controllers().parents[controller] != "" }
+	return wire.Enforces{CPU: held(cpuController), Memory: held(memoryController), Pids: held(pidsController), Network: true}
 }
 
 // Info describes the runtime. After a first Create on a machine that cannot
@@ -94,7 +124,7 @@ func (r *Runtime) Info() runtime.Info {
 	if r.plain.Load() {
 		isolation += ", system files owned by nobody"
 	}
-	return runtime.Info{Name: name, Isolation: isolation, Enforces: wire.Enforces{Network: true}}
+	return runtime.Info{Name: name, Isolation: isolation, Enforces: r.enforces()}
 }
 
 // Create implements runtime.Runtime. It makes Spec.Dir accessible to its owner
@@ -255,7 +285,7 @@ func (in *instance) Remove(ctx context.Context) error {
 	return tree.Remove(ctx, in.dir)
 }
 
-// end ends all processes of the sandbox. Another process may have started it
+// end ends all processes of the sandbox and removes its groups. Another process may have started it
 // again since this one did, whose child is to be waited for all the same.
 func (in *instance) end(ctx context.Context) error {
 	if in.proc.PID != 0 {
@@ -264,13 +294,16 @@ func (in *instance) end(ctx context.Context) error {
 		}
 	}
 	p, err := runtime.ReadProc(in.dir)
-	if errors.Is(err, runtime.ErrGone) || err == nil && p == in.proc {
-		return nil
+	switch {
+	case errors.Is(err, runtime.ErrGone) || err == nil && p == in.proc:
+		err = nil
+	case err == nil:
+		err = end(ctx, p)
 	}
 	if err != nil {
 		return err
 	}
-	return end(ctx, p)
+	return removeGroups(ctx, in.dir)
 }
 
 // end kills p and waits for its end, which comes after that of all processes in

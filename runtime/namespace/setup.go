@@ -66,6 +66,7 @@ func setUp(o order) error {
 		name string
 		do   func() error
 	}{
+		{"see no control groups but its own", seeOwnGroups},
 		{"cut the mounts off from the host's", s.makePrivate},
 		{stepSources, s.takeSources},
 		{stepMounts, s.takeMounts},
@@ -80,7 +81,7 @@ func setUp(o order) error {
 		{"change the root", s.pivot},
 		{"name the host", s.setNames},
 		{"start the loopback interface", loopbackUp},
-		{"give up rights", restrict},
+		{"give up rights", s.restrict},
 		{stepFilter, s.filterCalls},
 	} {
 		if err := step.do(); err != nil {
@@ -116,6 +117,12 @@ type setup struct {
 type source struct {
 	fd       int
 	idmapped bool
+}
+
+// seeOwnGroups makes the namespace of control groups once the process is in its
+// own, above which the namespace shows nothing.
+func seeOwnGroups() error {
+	return os.NewSyscallError("unshare", unix.Unshare(unix.CLONE_NEWCGROUP))
 }
 
 func (s *setup) makePrivate() error {
@@ -462,14 +469,24 @@ func has(path, text string) bool {
 
 func (s *setup) mountMemory() error {
 	for _, m := range []struct{ path, options string }{
-		{"tmp", "mode=1777,size=1g,nr_inodes=256k"},
-		{"run", "mode=755,size=64m,nr_inodes=16k"},
+		{"tmp", "mode=1777,nr_inodes=256k," + s.memorySize(1<<30, 2)},
+		{"run", "mode=755,nr_inodes=16k," + s.memorySize(64<<20, 16)},
 	} {
 		if err := s.memory(m.path, m.options, 0); err != nil {
 			return err
 		}
 	}
 	return makeDirs("root/run/lock")
+}
+
+// memorySize is the mount option for a folder in memory of so many bytes, or of
+// that part of the sandbox's memory if that is less: what lies there is not given
+// back by killing a process, and some of it must be left for processes.
+func (s *setup) memorySize(bytes, part int64) string {
+	if s.Limits.Memory > 0 {
+		bytes = min(bytes, s.Limits.Memory/part)
+	}
+	return "size=" + strconv.FormatInt(bytes, 10)
 }
 
 // memory mounts a folder in memory at a path in the sandbox's root.
@@ -501,7 +518,7 @@ func (s *setup) makeDev() error {
 	if err := makeDirs("root/dev/pts", "root/dev/shm"); err != nil {
 		return err
 	}
-	if err := mountMemory("root/dev/shm", "mode=1777,size=256m,nr_inodes=16k", unix.MS_NOEXEC); err != nil {
+	if err := mountMemory("root/dev/shm", "mode=1777,nr_inodes=16k,"+s.memorySize(256<<20, 8), unix.MS_NOEXEC); err != nil {
 		return err
 	}
 	if err := unix.Mount("devpts", "root/dev/pts", "devpts", unix.MS_NOSUID|unix.MS_NOEXEC, devptsOptions); err != nil {
@@ -636,11 +653,14 @@ var keptCapabilities = []int{
 
 // restrict gives up what the daemon and its commands must not have. It holds for
 // this thread, and so for all that the next exec makes of it.
-func restrict() error {
+func (s *setup) restrict() error {
 	// Too little for any core file; and of all limits this is the one with which the
 	// kernel does not start the host's program for crashes either, if it has one.
 	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{Cur: 1, Max: 1}); err != nil {
 		return os.NewSyscallError("setrlimit", err)
+	}
+	if err := limitFiles(s.Files); err != nil {
+		return err
 	}
 	var kept [2]unix.CapUserData
 	for _, c := range keptCapabilities {
@@ -664,11 +684,22 @@ func restrict() error {
 	if err := unix.Capset(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &kept[0]); err != nil {
 		return os.NewSyscallError("capset", err)
 	}
-	if err := unix.CloseRange(firstFreeFD, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+	if err := unix.CloseRange(uint(firstFreeFD+s.groupFiles()), math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
 		return os.NewSyscallError("close_range", err)
 	}
 	unix.Umask(0o022)
 	return nil
+}
+
+// limitFiles lets each process have that many files open, or as many as this one
+// may have.
+func limitFiles(most uint64) error {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return os.NewSyscallError("getrlimit", err)
+	}
+	most = min(most, limit.Max)
+	return os.NewSyscallError("setrlimit", unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: most, Max: most}))
 }
 
 func (s *setup) filterCalls() error {
