@@ -27,6 +27,9 @@ type CommandFailedError struct {
 
 func (e *CommandFailedError) Error() string {
 	text := fmt.Sprintf("the command exited with code %d: %s", e.Result.ExitCode, shorten(e.Command))
+	if e.Result.Reason != "" {
+		text += "\n" + e.Result.Reason
+	}
 	if e.Stderr != "" {
 		text += "\n" + e.Stderr
 	}

@@ -189,7 +189,7 @@ func (x *execution) exit(result *client.Result, err error) {
 	e := event.Exit{Place: x.place, Span: x.span, Sandbox: x.sandbox, Command: x.command, Seconds: since(x.began), Error: errorText(err)}
 	switch {
 	case result != nil:
-		e.ExitCode = &result.ExitCode
+		e.ExitCode, e.Reason = &result.ExitCode, result.Reason
 	case err == nil:
 		e.Error = "nobody listens to it any more"
 	}

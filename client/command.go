@@ -79,7 +79,8 @@ type Command struct {
 	duration time.Duration
 	exitCode int
 	signal   string
-	final    error // io.EOF after the exit
+	reason   string // likewise, of the limits that ended it
+	final    error  // io.EOF after the exit
 }
 
 // A piece is a chunk and the offset of the bytes behind it, which need not be
@@ -393,7 +394,7 @@ func (c *Command) receive(ctx context.Context, sock *socket) error {
 	case *wire.Exit:
 		c.flush()
 		c.end(true, m.ExitCode, io.EOF)
-		c.signal = m.Signal
+		c.signal, c.reason = m.Signal, reason(m.Reason)
 		if m.DurationMS > 0 {
 			c.duration = time.Duration(m.DurationMS) * time.Millisecond
 		}
@@ -673,7 +674,7 @@ func (c *Command) Result(ctx context.Context) (*Result, error) {
 	for {
 		if _, err := c.Next(ctx); err == io.EOF {
 			return &Result{Stdout: c.output[0].text.String(), Stderr: c.output[1].text.String(), ExitCode: c.exitCode, CommandID: c.ID(), Duration: c.duration,
-				RawStdout: c.output[0].bytes(), RawStderr: c.output[1].bytes(), LostStdout: c.output[0].lost, LostStderr: c.output[1].lost, Signal: c.signal}, nil
+				RawStdout: c.output[0].bytes(), RawStderr: c.output[1].bytes(), LostStdout: c.output[0].lost, LostStderr: c.output[1].lost, Signal: c.signal, Reason: c.reason}, nil
 		} else if err != nil {
 			return nil, err
 		}

@@ -45,6 +45,7 @@ type Result struct {
 	LostStdout, LostStderr int64 // bytes missing in them, which the sandbox no longer had; see Chunk.Gap
 
 	Signal string // that ended it, as in TERM; "" for none or if the server does not tell
+	Reason string // why the sandbox's limits ended it; "" if they did not or if the server does not tell
 }
 
 // Run runs a command and waits for its end. When ctx ends first, the command is
@@ -127,7 +128,7 @@ func (s *Sandbox) Exec(ctx context.Context, o RunOptions) (*Result, error) {
 		return nil, err
 	}
 	return &Result{Stdout: response.Stdout, Stderr: response.Stderr, ExitCode: response.ExitCode, Duration: time.Since(started),
-		RawStdout: response.Stdout, RawStderr: response.Stderr}, nil
+		RawStdout: response.Stdout, RawStderr: response.Stderr, Reason: reason(response.Reason)}, nil
 }
 
 func (o RunOptions) validate() error {
@@ -171,3 +172,6 @@ func secondsOr(d time.Duration, otherwise int) int {
 	}
 	return seconds(d)
 }
+
+// reason is a server's reason, no longer than one needs to be.
+func reason(text string) string { return fmt.Sprintf("%.200s", text) }

@@ -47,7 +47,7 @@ func TestBytes(t *testing.T) {
 		p.started()
 		p.write("stdout", "\xe2\x82\xac\n", 2) // some of it once more
 		p.write("stderr", "\xf0\x9f", 2)
-		p.say(`{"type":"exit","exit_code":143,"signal":"TERM","duration_ms":1500}`)
+		p.say(`{"type":"exit","exit_code":143,"signal":"TERM","duration_ms":1500,"reason":"killed: ` + strings.Repeat("é", 300) + `"}`)
 		p.untilEnd()
 	})
 	r, err := mustStart(t, b, RunOptions{}).Result(t.Context())
@@ -57,6 +57,7 @@ func TestBytes(t *testing.T) {
 	wantEqual(t, "result", fmt.Sprintf("%+q", []any{r.Stdout, r.RawStdout, r.Stderr, r.RawStderr}),
 		fmt.Sprintf("%+q", []any{"a\ufffd€\n", "a\xff€\n", "\x00\ufffd\ufffd\ufffd", "\x00\x80\xf0\x9f"}))
 	wantEqual(t, "end", []any{r.ExitCode, r.Signal, r.Duration}, []any{143, "TERM", 1500 * time.Millisecond})
+	wantEqual(t, "reason", r.Reason, "killed: "+strings.Repeat("é", 192))
 	wantEqual(t, "sockets", s.opened.Load(), 2)
 
 	b, _, _ = talk(t, func(p *peer) {

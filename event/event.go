@@ -92,6 +92,7 @@ type Exit struct {
 	Sandbox  string  `json:"sandbox" doc:"in which sandbox"`
 	Command  string  `json:"command" doc:"the command line"`
 	ExitCode *int    `json:"exit_code,omitempty" doc:"its exit code; absent if it is not known"`
+	Reason   string  `json:"reason,omitempty" doc:"why the sandbox's limits ended it"`
 	Seconds  float64 `json:"seconds" doc:"since the start event"`
 	Error    string  `json:"error,omitempty" doc:"why the exit code is not known"`
 }
@@ -197,6 +198,9 @@ func (e Exit) line() string {
 	how := e.Error
 	if e.ExitCode != nil {
 		how = fmt.Sprintf("exit code %d", *e.ExitCode)
+	}
+	if e.Reason != "" {
+		how += ", " + e.Reason
 	}
 	return fmt.Sprintf("%s: %s (%s): %s", e.Sandbox, how, elapsed(e.Seconds), e.Command)
 }

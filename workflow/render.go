@@ -186,6 +186,9 @@ func where(sandbox string) string {
 // tail prints where a command ran and what it said last: most write to stderr
 // why they fail, and some tools for tests to stdout.
 func (r *renderer) tail(where string, result *client.Result) {
+	if result.Reason != "" {
+		r.printf("  %s\n", clean(r.mask(result.Reason)))
+	}
 	name, text := "stderr", builtins.Tail(r.mask(result.Stderr))
 	if text == "" {
 		name, text = "stdout", builtins.Tail(r.mask(result.Stdout))
