@@ -38,6 +38,8 @@ type Info struct {
 	Name      string // "namespace" or "process"
 	Isolation string // "namespaces", "none", …
 	Enforces  wire.Enforces
+	Storage   string // how a limit on storage is enforced, or why it is not
+	InMemory  bool   // sandboxes are to be made with Spec.InMemory
 }
 
 // Spec is what a sandbox is made from.
@@ -50,12 +52,14 @@ type Spec struct {
 	Snapshot string            // folder that Instance.Snapshot wrote, whose files the sandbox starts with; "" for none
 	Mounts   []Mount           // folders of this machine that appear in the sandbox
 	Limits   Limits            // where Info.Enforces says so; elsewhere as far as it can be done
+	InMemory bool              // what it writes lies in memory, and is put into Dir only by Stop
 }
 
 // Limits are how much of the machine a sandbox gets; zero is no limit.
 type Limits struct {
-	CPU    int64 `json:"cpu,omitempty"`    // thousandths of a core
-	Memory int64 `json:"memory,omitempty"` // bytes; a process of one that needs more is killed
+	CPU     int64 `json:"cpu,omitempty"`     // thousandths of a core
+	Memory  int64 `json:"memory,omitempty"`  // bytes; a process of one that needs more is killed
+	Storage int64 `json:"storage,omitempty"` // bytes that it may write beside its mounts
 }
 
 // Mount makes a folder of this machine appear in a sandbox, to be changed by it

@@ -39,9 +39,10 @@ type box struct {
 	Classic    bool                `json:"classic,omitempty"`
 	Used       time.Time           `json:"used,omitzero"` // last, or up to tidyEvery before that
 	Lease      *lease              `json:"lease,omitempty"`
-	Services   []wire.ServiceGrant `json:"services,omitempty"` // ports that tokens were made for
-	Unmade     bool                `json:"unmade,omitempty"`   // never was ready: to start it is to make it
-	Owner      string              `json:"owner,omitempty"`    // the server that is making, starting, stopping or deleting it
+	Services   []wire.ServiceGrant `json:"services,omitempty"`  // ports that tokens were made for
+	InMemory   bool                `json:"in_memory,omitempty"` // where it does
+	Unmade     bool                `json:"unmade,omitempty"`    // never was ready: to start it is to make it
+	Owner      string              `json:"owner,omitempty"`     // the server that is making, starting, stopping or deleting it
 
 	fresh      bool   // the registry is to be asked, whatever there is
 	registry   string // id of the record to log in by
@@ -49,7 +50,7 @@ type box struct {
 }
 
 func (s *Server) spec(b *box) runtime.Spec {
-	spec := runtime.Spec{ID: b.Box.ID, Hostname: b.Hostname, Dir: s.store.boxDir(b.Box.ID), Image: cmp.Or(b.Digest, b.Image), Env: b.env(), Limits: b.Limits}
+	spec := runtime.Spec{ID: b.Box.ID, Hostname: b.Hostname, Dir: s.store.boxDir(b.Box.ID), Image: cmp.Or(b.Digest, b.Image), Env: b.env(), Limits: b.Limits, InMemory: b.InMemory}
 	if b.Layer != "" {
 		spec.Snapshot = s.store.layerDir(b.Layer)
 	}
@@ -151,6 +152,7 @@ func (s *Server) createBox(c call) (int, any, error) {
 // register gives a sandbox its id and name, and writes its first record.
 func (s *Server) register(b *box, in *boxCreate) error {
 	name := in.Name
+	b.InMemory = s.options.Runtime.Info().InMemory
 	if err := s.fromSnapshot(b, in); err != nil {
 		return err
 	}
@@ -224,6 +226,9 @@ func (in *boxCreate) limit(l *runtime.Limits) {
 	}
 	if in.MemBytes != nil {
 		l.Memory = *in.MemBytes
+	}
+	if in.FSCapacityBytes != nil {
+		l.Storage = *in.FSCapacityBytes
 	}
 }
 

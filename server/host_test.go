@@ -31,6 +31,7 @@ import (
 // processes share a machine.
 type host struct {
 	enforces wire.Enforces
+	inMemory bool
 	name     string
 	daemon   http.Handler  // nil: echo
 	gate     chan struct{} // if not nil, Create waits for a value or its context
@@ -52,7 +53,7 @@ func (h *host) Info() runtime.Info {
 	if name == "" {
 		name = "memory"
 	}
-	return runtime.Info{Name: name, Isolation: "none", Enforces: h.enforces}
+	return runtime.Info{Name: name, Isolation: "none", Enforces: h.enforces, InMemory: h.inMemory}
 }
 
 func (h *host) Create(ctx context.Context, spec runtime.Spec) (runtime.Instance, error) {

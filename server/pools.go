@@ -313,6 +313,7 @@ func (s *Server) handOut(b *box, in *boxCreate, all []*box) bool {
 	b.Box.ID, b.Box.Name, b.Hostname = warm.Box.ID, cmp.Or(in.Name, warm.Box.Name), warm.Hostname
 	b.Box.Status, b.Unmade, b.Owner = wire.StatusReady, false, ""
 	b.Digest, b.Box.RunConfig = warm.Digest, warm.Box.RunConfig
+	b.Limits, b.InMemory = warm.Limits, warm.InMemory
 	return true
 }
 

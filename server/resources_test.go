@@ -2,6 +2,7 @@ package server_test
 
 import (
 	"context"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -184,4 +185,35 @@ func TestOneNameOneVolume(t *testing.T) {
 		t.Errorf("answers to delete: %v", got)
 	}
 	f.nothing("volumes")
+}
+
+// TestStorage follows a limit on storage from wherever it is asked for to the
+// runtime.
+func TestStorage(t *testing.T) {
+	h := &host{inMemory: true, enforces: wire.Enforces{CPU: true, Memory: true, Storage: true}}
+	f := serve(t, h, nil)
+	f.do("POST", "/templates", `{"name":"t","image":"host","resources":{"cpu":"1","memory":"1Gi","storage":"1.5Ki"}}`).want(t, 201)
+	f.do("POST", "/templates", `{"name":"huge","image":"host","resources":{"cpu":"1","memory":"1Gi","storage":"99999E"}}`).want(t, 201)
+	f.do("POST", "/snapshots", `{"name":"s","docker_image":"host","fs_capacity_bytes":7000}`).want(t, 201)
+	for i, c := range []struct {
+		body string
+		want int64
+	}{
+		{`{}`, 0},
+		{`{"fs_capacity_bytes":5000}`, 5000},
+		{`{"template_name":"t"}`, 1536},
+		{`{"template_name":"t","fs_capacity_bytes":5000}`, 5000},
+		{`{"template_name":"huge"}`, math.MaxInt64},
+		{`{"snapshot":"s"}`, 7000},
+		{`{"snapshot":"s","fs_capacity_bytes":8000}`, 8000},
+	} {
+		f.do("POST", "/boxes", c.body).want(t, 201)
+		if got := h.created[i]; got.Limits.Storage != c.want || !got.InMemory {
+			t.Errorf("%s: got %d, in memory %v, want %d", c.body, got.Limits.Storage, got.InMemory, c.want)
+		}
+	}
+	// A server that enforces less does not take the snapshot up.
+	h.inMemory, h.enforces = false, wire.Enforces{}
+	strict := serve(t, h, func(o *server.Options) { o.StateDir = f.dir })
+	strict.do("POST", "/boxes", `{"snapshot":"s"}`).want(t, 422, `"error":"SandboxConfig"`, "fs_capacity_bytes")
 }

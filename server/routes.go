@@ -179,6 +179,10 @@ func match(pattern, path string) (name string, ok bool) {
 // info is the discovery document (protocol.md §15).
 func (s *Server) info(call) (int, any, error) {
 	rt := s.options.Runtime.Info()
+	limits := map[string]any{"json_bytes": maxJSON, "wait_seconds": maxWait}
+	if rt.Storage != "" {
+		limits["storage"] = rt.Storage
+	}
 	return http.StatusOK, wire.Info{
 		Server:      "sbx-star",
 		Version:     s.options.Version,
@@ -186,7 +190,7 @@ func (s *Server) info(call) (int, any, error) {
 		Runtime:     rt.Name,
 		Isolation:   rt.Isolation,
 		Extensions:  []string{"exec.v1", "leases"},
-		Limits:      map[string]any{"json_bytes": maxJSON, "wait_seconds": maxWait},
+		Limits:      limits,
 		Enforces:    rt.Enforces,
 	}, nil
 }

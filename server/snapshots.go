@@ -133,8 +133,8 @@ func (s *Server) captureSnapshot(c call) (int, any, error) {
 	sn.Snapshot.Status, sn.Snapshot.SourceSandboxID, sn.Snapshot.RunConfig = wire.StatusBuilding, b.Box.ID, overlay(b.Box.RunConfig, in.RunConfig)
 	sn.Snapshot.ImageDigest = b.Digest
 	sn.Snapshot.FSCapacityBytes, sn.Snapshot.Description = capacity, in.Description
-	if capacity == 0 && b.Box.FSCapacityBytes != nil {
-		sn.Snapshot.FSCapacityBytes = *b.Box.FSCapacityBytes
+	if capacity == 0 {
+		sn.Snapshot.FSCapacityBytes = b.Limits.Storage
 	}
 	if err := s.store.update(c.Context(), func() error { return s.registerSnapshot(sn) }); err != nil {
 		return 0, nil, err
@@ -498,7 +498,11 @@ func (s *Server) fromSnapshot(b *box, in *boxCreate) error {
 	if status, message := s.snapshotStatus(sn); status != wire.StatusReady {
 		return fail(http.StatusBadRequest, kindNoSnapshot, "the snapshot %q is not ready: %s", reference, cmp.Or(message, "it is "+status))
 	}
-	b.Image, b.Digest, b.Box.SnapshotID = sn.Image, sn.Digest, sn.Snapshot.ID
+	// It may have been made by a server that enforces more.
+	if err := s.checkLimits(limit{"fs_capacity_bytes", sn.Snapshot.FSCapacityBytes > 0, s.options.Runtime.Info().Enforces.Storage}); err != nil {
+		return err
+	}
+	b.Image, b.Digest, b.Box.SnapshotID, b.Limits.Storage = sn.Image, sn.Digest, sn.Snapshot.ID, sn.Snapshot.FSCapacityBytes
 	if sn.Layer {
 		b.Layer = sn.Snapshot.ID
 	}

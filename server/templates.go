@@ -228,11 +228,14 @@ func limitsOf(r wire.Resources) runtime.Limits {
 		scale = 1
 	}
 	n, _ := new(big.Rat).SetString(cpu)
-	return runtime.Limits{CPU: roundUp(n.Mul(n, big.NewRat(scale, 1))), Memory: roundUp(quantity(r.Memory))}
+	return runtime.Limits{CPU: roundUp(n.Mul(n, big.NewRat(scale, 1))), Memory: roundUp(quantity(r.Memory)), Storage: roundUp(quantity(r.Storage))}
 }
 
-// roundUp is a positive number rounded up, or the largest there is.
+// roundUp is a positive number rounded up, or the largest there is; of none, 0.
 func roundUp(n *big.Rat) int64 {
+	if n == nil {
+		return 0
+	}
 	up := new(big.Int).Add(n.Num(), n.Denom())
 	up.Quo(up.Sub(up, big.NewInt(1)), n.Denom())
 	if !up.IsInt64() {

@@ -22,9 +22,15 @@ import (
 // basePath ends every base URL (protocol.md §1.2).
 const basePath = "/v2/sandboxes"
 
+// Values of --root.
+const (
+	rootDisk   = "disk"
+	rootMemory = "memory"
+)
+
 type connectFlags struct {
-	endpoint, apiKey, runtime string
-	remote, local             bool
+	endpoint, apiKey, runtime, root string
+	remote, local                   bool
 }
 
 func (f *connectFlags) register(flags *pflag.FlagSet) {
@@ -33,6 +39,7 @@ func (f *connectFlags) register(flags *pflag.FlagSet) {
 	flags.BoolVar(&f.remote, "remote", false, "connect to the hosted service, by LANGSMITH_ENDPOINT and LANGSMITH_API_KEY")
 	flags.BoolVar(&f.local, "local", false, "make sandboxes on this machine even if SBX_STAR_ENDPOINT is set")
 	flags.StringVar(&f.runtime, "runtime", "namespace", "how the embedded server makes sandboxes: `namespace`, or process (no isolation)")
+	flags.StringVar(&f.root, "root", rootDisk, "where its sandboxes' files lie: `disk`, or memory")
 }
 
 // connector returns how the workflow reaches its server when it first needs
@@ -47,7 +54,7 @@ func (f *connectFlags) connector() (connect func(context.Context) (*client.Clien
 		return nil, nil, err
 	}
 	if options == nil {
-		return embedded(f.runtime, timeouts)
+		return embedded(f.runtime, f.root, timeouts)
 	}
 	options.WebSocket = timeouts
 	c, err := client.New(*options)

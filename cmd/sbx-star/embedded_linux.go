@@ -30,8 +30,8 @@ func runChild() {
 // embedded returns how to start the server inside this process, at the first
 // call, and how to end it. The client reaches it over socket pairs, so nobody
 // else on the machine can.
-func embedded(runtimeName string, timeouts client.WebSocketTimeouts) (connect func(context.Context) (*client.Client, error), closeAll func(), err error) {
-	options, err := serverOptions(runtimeName, "")
+func embedded(runtimeName, root string, timeouts client.WebSocketTimeouts) (connect func(context.Context) (*client.Client, error), closeAll func(), err error) {
+	options, err := serverOptions(runtimeName, root, "")
 	if err != nil {
 		return nil, nil, err
 	}
@@ -64,7 +64,7 @@ func embedded(runtimeName string, timeouts client.WebSocketTimeouts) (connect fu
 }
 
 // serverOptions is what the embedded server and serve have in common.
-func serverOptions(runtimeName, stateDir string) (server.Options, error) {
+func serverOptions(runtimeName, root, stateDir string) (server.Options, error) {
 	if stateDir == "" {
 		var err error
 		if stateDir, err = defaultStateDir(); err != nil {
@@ -75,13 +75,13 @@ func serverOptions(runtimeName, stateDir string) (server.Options, error) {
 	if err != nil {
 		return server.Options{}, err
 	}
-	rt, err := newRuntime(runtimeName, filepath.Join(stateDir, "images"))
+	rt, err := newRuntime(runtimeName, root, filepath.Join(stateDir, "images"))
 	return server.Options{Runtime: rt, StateDir: stateDir, Version: version()}, err
 }
 
 // examine prints what there is to say about sandboxes on this machine.
 func examine(stateDir string, stdout io.Writer) error {
-	options, err := serverOptions("namespace", stateDir)
+	options, err := serverOptions("namespace", rootDisk, stateDir)
 	if err != nil {
 		return err
 	}
@@ -107,15 +107,21 @@ func examine(stateDir string, stdout io.Writer) error {
 }
 
 // newRuntime makes a runtime that keeps its images in a folder.
-func newRuntime(name, images string) (runtime.Runtime, error) {
+func newRuntime(name, root, images string) (runtime.Runtime, error) {
+	if root != rootDisk && root != rootMemory {
+		return nil, &workflow.UsageError{Message: fmt.Sprintf("there is no root %q", root), Hint: "--root takes disk or memory"}
+	}
 	switch name {
 	case "namespace":
-		rt, err := namespace.New(namespace.Options{Images: images, Mirrors: os.Getenv(image.MirrorVar)})
+		rt, err := namespace.New(namespace.Options{Images: images, Mirrors: os.Getenv(image.MirrorVar), InMemory: root == rootMemory})
 		if err != nil {
 			return nil, &workflow.UsageError{Message: err.Error(), Hint: "correct it, or unset it"}
 		}
 		return rt, nil
 	case "process":
+		if root == rootMemory {
+			return nil, &workflow.UsageError{Message: "the process runtime can't keep sandboxes in memory", Hint: "leave --root memory out, or take --runtime namespace"}
+		}
 		return process.New(process.Options{}), nil
 	}
 	return nil, &workflow.UsageError{Message: fmt.Sprintf("there is no runtime %q", name), Hint: "--runtime takes namespace or process"}

@@ -16,11 +16,11 @@ import (
 
 func runChild() {}
 
-func embedded(string, client.WebSocketTimeouts) (func(context.Context) (*client.Client, error), func(), error) {
+func embedded(_, _ string, _ client.WebSocketTimeouts) (func(context.Context) (*client.Client, error), func(), error) {
 	return func(context.Context) (*client.Client, error) { return nil, unsupported() }, func() {}, nil
 }
 
-func serverOptions(_, _ string) (server.Options, error) { return server.Options{}, unsupported() }
+func serverOptions(_, _, _ string) (server.Options, error) { return server.Options{}, unsupported() }
 
 func examine(string, io.Writer) error { return unsupported() }
 

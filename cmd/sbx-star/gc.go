@@ -171,7 +171,7 @@ func (c *collection) delete(ctx context.Context, endpoint string, own bool, e le
 // the command line names it now.
 func (c *collection) connect(ctx context.Context, endpoint string, own bool) *target {
 	if runtime, ok := strings.CutPrefix(endpoint, embeddedPrefix); ok {
-		connect, disconnect, err := embedded(runtime, client.WebSocketTimeouts{})
+		connect, disconnect, err := embedded(runtime, rootDisk, client.WebSocketTimeouts{})
 		if err != nil {
 			return &target{close: func() {}, err: err}
 		}

@@ -54,7 +54,7 @@ func TestInterop(t *testing.T) {
 // interopServer serves until the test ends, and then deletes what is left.
 func interopServer(t *testing.T, runtimeName string) (endpoint string) {
 	t.Helper()
-	options, err := serverOptions(runtimeName, t.TempDir())
+	options, err := serverOptions(runtimeName, rootDisk, t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -39,6 +39,10 @@ to the API must not become one to the files of the user who serves it; with it, 
 user's Docker logins are used as well. SBX_STAR_REGISTRY_MIRROR names mirrors of
 registries, as in docker.io=registry.example:5000/hub.
 
+With --root memory a sandbox takes up no disk: what it writes is in memory, up to its
+limit on storage or 1 GiB. Stopping it puts that into the state folder, starting takes
+it up again; what was written since is lost if the machine or the sandbox is killed.
+
 Flags:
 `
 
@@ -48,6 +52,7 @@ func serve(args []string, stdout, stderr io.Writer) error {
 	apiKey := flags.String("api-key", "", "the `KEY` that clients must send (one is made and printed otherwise)")
 	stateDir := flags.String("state-dir", "", "`FOLDER` of templates and sandboxes (the user's state folder otherwise)")
 	runtime := flags.String("runtime", "namespace", "how sandboxes are made: `namespace`, or process (no isolation)")
+	root := flags.String("root", rootDisk, "where the files of sandboxes lie: `disk`, or memory")
 	bestEffort := flags.Bool("best-effort", false, "accept limits that this machine cannot enforce, and say so in GET /info")
 	quota := flags.StringToInt64("quota", nil, "keep no more than `KIND=NUMBER,…` of sandboxes, volumes, volume-bytes, pools and snapshots")
 	serviceDomain := flags.String("service-domain", "", "the `DOMAIN` below which services in sandboxes have their hosts (localhost otherwise)")
@@ -65,7 +70,7 @@ func serve(args []string, stdout, stderr io.Writer) error {
 	if key == "" {
 		key = "sbx_" + rand.Text()
 	}
-	options, err := serverOptions(*runtime, *stateDir)
+	options, err := serverOptions(*runtime, *root, *stateDir)
 	if err != nil {
 		return err
 	}

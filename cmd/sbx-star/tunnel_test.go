@@ -280,7 +280,7 @@ func TestTunnel500(t *testing.T) {
 // this machine.
 func TestTunnelIntoNamespace(t *testing.T) {
 	t.Setenv("XDG_STATE_HOME", t.TempDir())
-	connectTo, closeAll, err := embedded("namespace", client.WebSocketTimeouts{})
+	connectTo, closeAll, err := embedded("namespace", rootDisk, client.WebSocketTimeouts{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -96,6 +96,9 @@ func serve(o order) error {
 		return os.NewSyscallError("close_range", err)
 	}
 	unix.Close(orderFD)
+	if !o.Disk && o.Memory == 0 {
+		unix.Close(boxFD)
+	}
 	socket := os.NewFile(listenerFD, "socket")
 	ln, err := net.FileListener(socket)
 	if err != nil {

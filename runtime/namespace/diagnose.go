@@ -55,7 +55,7 @@ func Diagnose(ctx context.Context, stateDir string) []Finding {
 	if trial.Verdict == Failed {
 		return findings
 	}
-	return append(findings, r.enforced()...)
+	return append(append(findings, r.storageTrial(ctx, stateDir)), r.enforced()...)
 }
 
 func kernel() Finding {
@@ -154,8 +154,31 @@ func stateFolder(dir string) Finding {
 	return Finding{"state folder", Good, text, ""}
 }
 
+// storageTrial tells how a limit on storage is enforced, after it has made a sandbox
+// that has one.
+func (r *Runtime) storageTrial(ctx context.Context, stateDir string) Finding {
+	how, enforced := r.storage()
+	if !enforced {
+		_, err := findDiskTools()
+		lacks, _ := errors.AsType[*runtime.Unsupported](err)
+		return Finding{"storage", Absent, "limits are not enforced: " + lacks.What, lacks.Hint}
+	}
+	trial := r.trialOf(ctx, stateDir, runtime.Spec{ID: "doctor", Hostname: "doctor", Limits: runtime.Limits{Storage: 16 << 20}})
+	trial.Name = "storage"
+	if trial.Verdict == Failed {
+		trial.Verdict = Absent
+		return trial
+	}
+	trial.Text = how + ", " + trial.Text
+	return trial
+}
+
 // trial makes a sandbox, which is what all the rest is about.
 func (r *Runtime) trial(ctx context.Context, stateDir string) Finding {
+	return r.trialOf(ctx, stateDir, runtime.Spec{ID: "doctor", Hostname: "doctor"})
+}
+
+func (r *Runtime) trialOf(ctx context.Context, stateDir string, spec runtime.Spec) Finding {
 	failed := func(err error) Finding {
 		if lacks, ok := errors.AsType[*runtime.Unsupported](err); ok {
 			text := lacks.What
@@ -172,7 +195,8 @@ func (r *Runtime) trial(ctx context.Context, stateDir string) Finding {
 	}
 	defer os.Remove(dir) // it is gone unless Create has not begun
 	begun := time.Now()
-	in, err := r.Create(ctx, runtime.Spec{ID: "doctor", Hostname: "doctor", Dir: dir})
+	spec.Dir = dir
+	in, err := r.Create(ctx, spec)
 	if err != nil {
 		return failed(err)
 	}

@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	goruntime "runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -41,6 +42,7 @@ const (
 	listenerFD  = 3 + iota // the daemon's socket
 	controlFD              // a connection to the maker
 	orderFD                // the order, from offset 0
+	boxFD                  // the mount of the sandbox's files if they are not in a folder of the host
 	firstFreeFD            // and from here on the files of its groups, as the order says
 )
 
@@ -56,6 +58,8 @@ type order struct {
 	Former     string // host name in the files of a snapshot; "" if they have none yet, or the same
 	Plan       plan
 	Mounts     []runtime.Mount
+	Disk       bool   // boxFD is the mount of the files
+	Memory     int64  // how large the files' folder in memory is, which is to be made; 0 makes none
 	Unfiltered bool   // for tests
 	Files      uint64 // that each process may have open
 	Commands   int    // files that let the thread that starts commands into their groups
@@ -134,24 +138,48 @@ func mapped(idMap string, first, count int) bool {
 
 // overlayTakesIdmapped reports whether the kernel is one whose overlays take
 // idmapped mounts as lower sides, which the mounts themselves do not tell.
-func overlayTakesIdmapped() bool {
+func overlayTakesIdmapped() bool { return kernelSince(5, 19) }
+
+// kernelSince reports whether the kernel has this version or a later one.
+func kernelSince(wantMajor, wantMinor int) bool {
 	var name unix.Utsname
 	var major, minor int
 	if unix.Uname(&name) != nil {
 		return false
 	}
 	n, _ := fmt.Sscanf(unix.ByteSliceToString(name.Release[:]), "%d.%d", &major, &minor)
-	return n == 2 && (major > 5 || major == 5 && minor >= 19)
+	return n == 2 && (major > wantMajor || major == wantMajor && minor >= wantMinor)
 }
 
-// makeBox makes the folder of the sandbox's files, with those of a snapshot if it
+// makeBox makes the place of the sandbox's files, with those of a snapshot if it
 // starts with one.
-func (in *instance) makeBox(ctx context.Context) error {
+func (in *instance) makeBox(ctx context.Context) (err error) {
 	box := filepath.Join(in.dir, boxName)
-	if err := makeOwned(box); err != nil || in.spec.Snapshot == "" {
+	if err := makeOwned(box); err != nil {
 		return err
 	}
-	return copyFiles(ctx, box, filepath.Join(in.spec.Snapshot, filesName))
+	if in.limited() {
+		if err := makeDisk(ctx, in.diskPath(), in.spec.Limits.Storage); err != nil {
+			return err
+		}
+	}
+	if in.spec.Snapshot == "" {
+		return nil
+	}
+	from, err := os.Open(filepath.Join(in.spec.Snapshot, filesName))
+	if err != nil {
+		return err
+	}
+	defer from.Close()
+	to, err := in.openFiles(ctx)
+	if err != nil {
+		return err
+	}
+	defer to.Close()
+	if err = copyFiles(ctx, to, from); in.limited() && errors.Is(err, runtime.ErrDiskFull) {
+		return overLimit(in.spec.Limits.Storage, err)
+	}
+	return err
 }
 
 // launch starts the sandbox on its box and returns once its daemon is there.
@@ -160,6 +188,17 @@ func (in *instance) makeBox(ctx context.Context) error {
 func (in *instance) launch(ctx context.Context, p plan, former string) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
+	memory, err := memoryRoot(in.spec)
+	if err != nil {
+		return err
+	}
+	var disk *os.File
+	if in.hasDisk() {
+		if disk, err = mountDisk(ctx, in.diskPath()); err != nil {
+			return err
+		}
+		defer disk.Close()
+	}
 	m := hostIDs()
 	mounts, err := sortMounts(in.spec.Mounts)
 	if err != nil {
@@ -174,11 +213,13 @@ func (in *instance) launch(ctx context.Context, p plan, former string) error {
 	if len(g.commands) == 0 {
 		unheld = pids
 	}
-	control, err := in.startFirst(m, g, order{
+	control, err := in.startFirst(m, g, disk, order{
 		Hostname:   in.spec.Hostname,
 		Former:     former,
 		Plan:       p,
 		Mounts:     mounts,
+		Disk:       disk != nil,
+		Memory:     memory,
 		Unfiltered: in.r.unfiltered,
 		Files:      cmp.Or(in.r.files, DefaultFiles),
 		Commands:   len(g.commands),
@@ -215,7 +256,10 @@ func (in *instance) launch(ctx context.Context, p plan, former string) error {
 	case sendErr != nil && out.Errno == 0:
 		return sendErr // the first process has missed what was not sent
 	case out.Step != "":
-		return explain(out, thisMachine())
+		if err := explain(out, thisMachine()); !errors.Is(err, runtime.ErrDiskFull) || disk == nil && memory == 0 {
+			return err
+		}
+		return overLimit(max(in.spec.Limits.Storage, memory), out.Errno)
 	}
 	if plain && m.many {
 		in.r.plain.Store(true)
@@ -225,7 +269,7 @@ func (in *instance) launch(ctx context.Context, p plan, former string) error {
 
 // startFirst starts the first process, which waits for the layers and ends if
 // this process does so before, and records it.
-func (in *instance) startFirst(m idMaps, g groups, o order) (control *net.UnixConn, err error) {
+func (in *instance) startFirst(m idMaps, g groups, disk *os.File, o order) (control *net.UnixConn, err error) {
 	var files []*os.File
 	defer func() {
 		for _, f := range files {
@@ -257,9 +301,13 @@ func (in *instance) startFirst(m idMaps, g groups, o order) (control *net.UnixCo
 		}
 		return nil, err
 	}
+	if disk == nil {
+		disk = files[0] // to keep the number
+	}
+	const own = boxFD - 1 // files before the box; the first is there twice: nothing to read, nowhere to print
 	pid, err := startProcess(filepath.Join(in.dir, boxName), g, &os.ProcAttr{
 		Env:   raceEnv(),
-		Files: append([]*os.File{files[0]}, files...), // nothing to read, nowhere to print
+		Files: slices.Concat(files[:1], files[:own], []*os.File{disk}, files[own:]),
 		Sys:   m.attr(unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC),
 	})
 	if err != nil {

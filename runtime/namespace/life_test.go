@@ -261,7 +261,7 @@ func TestMakerEndsEarly(t *testing.T) {
 		t.Fatal(err)
 	}
 	in := (&Runtime{}).newInstance(spec)
-	control, err := in.startFirst(hostIDs(), groups{}, order{Hostname: "early", Plan: plan})
+	control, err := in.startFirst(hostIDs(), groups{}, nil, order{Hostname: "early", Plan: plan})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -54,6 +54,9 @@ import (
 const (
 	startTimeout = 30 * time.Second
 	endTimeout   = 30 * time.Second
+	keepTimeout  = 5 * time.Minute // for files in memory to be written to disk
+
+	releaseTimeout = 2 * time.Second // for the kernel to let go of a disk
 )
 
 // home is where commands run that name no folder, and the base of relative
@@ -69,6 +72,9 @@ type Options struct {
 	Mirrors string // of registries, as image.ParseMirrors reads them
 	Pids    int64  // processes and threads of commands that a sandbox has at a time; 0 is DefaultPids
 	Files   uint64 // that each process has open at a time, unless this process may have fewer; 0 is DefaultFiles
+
+	// InMemory says that the server's sandboxes are to be Spec.InMemory.
+	InMemory bool
 }
 
 // What a sandbox gets if nothing else is said.
@@ -85,6 +91,7 @@ type Runtime struct {
 	look       sync.Once
 	found      controllers // after look
 	noGroups   bool        // for tests: as on a machine where no control groups can be made
+	inMemory   bool        // as the options say
 	noIdmap    bool        // for tests: as on a kernel without idmapped mounts
 	unfiltered bool        // for tests: what holds when the filter of system calls does not
 	plain      atomic.Bool // a sandbox had to do without idmapped mounts
@@ -95,7 +102,10 @@ func New(o Options) (*Runtime, error) {
 	if _, err := image.ParseMirrors(o.Mirrors); err != nil {
 		return nil, err
 	}
-	return &Runtime{images: sync.OnceValues(func() (*image.Store, error) { return openImages(o) }), pids: o.Pids, files: o.Files}, nil
+	return &Runtime{
+		images: sync.OnceValues(func() (*image.Store, error) { return openImages(o) }),
+		pids:   o.Pids, files: o.Files, inMemory: o.InMemory,
+	}, nil
 }
 
 // controllers looks for control groups, once.
@@ -108,7 +118,7 @@ func (r *Runtime) controllers() controllers {
 	return r.found
 }
 
-// enforces tells what sandboxes are held to on this machine.
+// enforces tells what sandboxes are held to on this machine, beside their storage.
 func (r *Runtime) enforces() wire.Enforces {
 	held := func(controller string) bool { return r.controllers().parents[controller] != "" }
 	return wire.Enforces{CPU: held(cpuController), Memory: held(memoryController), Pids: held(pidsController), Network: true}
@@ -124,7 +134,9 @@ func (r *Runtime) Info() runtime.Info {
 	if r.plain.Load() {
 		isolation += ", system files owned by nobody"
 	}
-	return runtime.Info{Name: name, Isolation: isolation, Enforces: r.enforces()}
+	info := runtime.Info{Name: name, Isolation: isolation, InMemory: r.inMemory, Enforces: r.enforces()}
+	info.Storage, info.Enforces.Storage = r.storage()
+	return info
 }
 
 // Create implements runtime.Runtime. It makes Spec.Dir accessible to its owner
@@ -232,6 +244,9 @@ func (in *instance) Stop(ctx context.Context) error {
 		return err
 	}
 	defer in.unlock()
+	if in.spec.InMemory {
+		return in.keepMemory(ctx)
+	}
 	return in.end(ctx)
 }
 
@@ -282,6 +297,7 @@ func (in *instance) Remove(ctx context.Context) error {
 	if err := runtime.ForgetProc(in.dir); err != nil {
 		return err
 	}
+	in.releaseDisk(ctx)
 	return tree.Remove(ctx, in.dir)
 }
 

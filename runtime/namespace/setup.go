@@ -94,11 +94,12 @@ func setUp(o order) error {
 // setup is the state of the set-up. After makeStage the working directory is a
 // folder in memory, in which everything is put together:
 //
-//	box/   the mount of <Spec.Dir>/box, whose parts are
+//	box/   the mount of <Spec.Dir>/box, of its disk, or of a folder in memory, whose parts are
 //	         root    the sandbox's root
 //	         up      the upper sides of the layers
 //	         work    the work folders of the overlay file system
 //	root/  a mount of box/root, which becomes the root
+//	kept/  what is kept of a box in memory
 //	low/   the lower sides of the layers
 //	mask/  idmapped lower sides, as nobody sees them
 //	none/  an empty folder
@@ -137,7 +138,7 @@ var devices = []string{"null", "zero", "full", "random", "urandom", "tty"}
 // takeSources takes hold of all that comes from the host, while all of it can be
 // reached. The sandbox's folder is the working directory.
 func (s *setup) takeSources() (err error) {
-	if s.box, err = cloneMount(".", boxFlags, -1); err != nil {
+	if s.box, err = s.takeBox(); err != nil {
 		return err
 	}
 	if err := s.takeImage(); err != nil {
@@ -189,12 +190,49 @@ func (s *setup) makeStage() error {
 	if err := os.Chdir(stage); err != nil {
 		return err
 	}
-	return makeDirs("box", "root", "low", "mask", "none")
+	return makeDirs("box", "kept", "root", "low", "mask", "none")
+}
+
+// takeBox returns the mount of the sandbox's folder, or of its disk.
+func (s *setup) takeBox() (int, error) {
+	if s.Disk {
+		fd, err := unix.FcntlInt(boxFD, unix.F_DUPFD_CLOEXEC, 0)
+		return fd, os.NewSyscallError("fcntl", err)
+	}
+	return cloneMount(".", boxFlags, -1)
+}
+
+// attachBox hangs the sandbox's files at box. Those in memory begin as what was kept
+// of them; the daemon holds on to them for the one who keeps them next.
+func (s *setup) attachBox() error {
+	if s.Memory == 0 {
+		return attach(s.box, "box")
+	}
+	if err := attach(s.box, "kept"); err != nil {
+		return err
+	}
+	if err := mountMemory("box", fmt.Sprintf("mode=755,size=%d,nr_inodes=%d", s.Memory, s.Memory/bytesPerFile), 0); err != nil {
+		return err
+	}
+	kept, err := os.Open("kept")
+	if err != nil {
+		return err
+	}
+	defer kept.Close()
+	box, err := os.Open("box")
+	if err != nil {
+		return err
+	}
+	defer box.Close()
+	if err := tree.Copy(context.Background(), box, kept, copiedFolders...); err != nil {
+		return err
+	}
+	return os.NewSyscallError("dup3", unix.Dup3(int(box.Fd()), boxFD, 0))
 }
 
 // makeBox makes what a sandbox has of its own, unless it has it already.
 func (s *setup) makeBox() error {
-	if err := attach(s.box, "box"); err != nil {
+	if err := s.attachBox(); err != nil {
 		return err
 	}
 	// What an earlier start has left to work with is of no use, and has the

@@ -41,10 +41,10 @@ func (in *instance) Snapshot(ctx context.Context, dst string) error {
 	if err := os.Mkdir(dst, 0o700); err != nil {
 		return err
 	}
-	files := filepath.Join(dst, filesName)
-	err := makeOwned(files)
+	files, err := in.openFiles(ctx)
 	if err == nil {
-		err = copyFiles(ctx, files, filepath.Join(in.dir, boxName))
+		err = copyInto(ctx, filepath.Join(dst, filesName), files)
+		files.Close()
 	}
 	// If it is being removed, some files may have been gone before their turn came.
 	if _, gone := runtime.ReadProc(in.dir); err == nil && gone != nil {
@@ -77,18 +77,24 @@ const (
 	targetFD
 )
 
-// copyFiles copies what a snapshot consists of from the folder src to dst.
-func copyFiles(ctx context.Context, dst, src string) error {
-	from, err := os.Open(src)
-	if err != nil {
+// copyInto makes the folder dst and copies what a snapshot consists of into it.
+func copyInto(ctx context.Context, dst string, from *os.File) error {
+	if err := makeOwned(dst); err != nil {
 		return err
 	}
-	defer from.Close()
 	to, err := os.Open(dst)
 	if err != nil {
 		return err
 	}
 	defer to.Close()
+	return copyFiles(ctx, to, from)
+}
+
+// exitFull is the copying process's status when there is no more room.
+const exitFull = 3
+
+// copyFiles copies what a snapshot consists of from one folder to another.
+func copyFiles(ctx context.Context, to, from *os.File) error {
 	cmd := exec.CommandContext(ctx, "/proc/self/exe")
 	cmd.Args = []string{childName, copyStage}
 	cmd.Env = raceEnv()
@@ -111,10 +117,13 @@ func copyFiles(ctx context.Context, dst, src string) error {
 		return context.Cause(ctx)
 	case started != nil:
 		return explain(outcome{Step: stepClone, Text: started.Error(), Errno: errnoOf(started)}, thisMachine())
-	case err != nil:
-		return fmt.Errorf("copy the sandbox's files: %w: %.2000s", err, bytes.TrimSpace(said.Bytes()))
+	case err == nil:
+		return nil
 	}
-	return nil
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok && exit.ExitCode() == exitFull {
+		err = runtime.ErrDiskFull
+	}
+	return fmt.Errorf("copy the sandbox's files: %w: %.2000s", err, bytes.TrimSpace(said.Bytes()))
 }
 
 // copyAndExit is the copying process.
@@ -124,7 +133,11 @@ func copyAndExit() {
 		os.Exit(1)
 	}()
 	err := tree.Copy(context.Background(), os.NewFile(targetFD, "target"), os.NewFile(sourceFD, "source"), copiedFolders...)
-	if err != nil {
+	switch {
+	case errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT):
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(exitFull)
+	case err != nil:
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}

@@ -30,5 +30,5 @@ const name = "process"
 
 // Info says that nothing is isolated and no limit is enforced.
 func (*Runtime) Info() runtime.Info {
-	return runtime.Info{Name: name, Isolation: "none", Enforces: wire.Enforces{}}
+	return runtime.Info{Name: name, Isolation: "none", Enforces: wire.Enforces{}, Storage: "not enforced: sandboxes are processes like any other"}
 }
