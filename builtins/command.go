@@ -299,6 +299,16 @@ func (r *Run) warnLost(bytes int64, stream, line string) {
 	}
 }
 
+// warnForgotten tells the user about output that a loop has read and the result
+// does not have.
+func (r *Run) warnForgotten(result *client.Result, line string) {
+	for i, bytes := range [...]int64{result.ForgottenStdout, result.ForgottenStderr} {
+		if bytes > 0 {
+			r.warnOnce(fmt.Sprintf("a loop has read so much output that the result has only the last %d MiB of %s: %s", loopKeeps>>20, streams[i], shorten(line)))
+		}
+	}
+}
+
 // result reads on to the end. While another task reads, it waits.
 func (v *command) result(ctx context.Context, s *strand) (starlark.Value, error) {
 	if err := v.reading.take(ctx, s); err != nil {
@@ -317,12 +327,17 @@ func (v *command) result(ctx context.Context, s *strand) (starlark.Value, error)
 	if err != nil {
 		return nil, &CommandError{v.line, err, v.sandbox}
 	}
+	v.run.warnForgotten(result, v.line)
 	v.close()
 	if v.feeding != nil && v.fed != nil && result.ExitCode == killed {
 		return nil, &CommandError{v.line, fmt.Errorf("sending stdin: %w", v.fed), v.sandbox}
 	}
 	return v.run.finish(result, v.line, v.sandbox, v.text, v.check)
 }
+
+// loopKeeps is how much of each stream the result has after a loop has taken the
+// output: a loop may run for days.
+const loopKeeps = 64 << 20
 
 // A reader is a loop over a command's output, which has its turn from the first
 // step on.
@@ -344,6 +359,7 @@ func (r *reader) begin() bool {
 		return false
 	}
 	r.begun = true
+	r.v.cmd.KeepLast(loopKeeps)
 	return true
 }
 

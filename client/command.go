@@ -90,32 +90,6 @@ type piece struct {
 	end int64
 }
 
-// output is all that has come of a stream.
-type output struct {
-	text strings.Builder
-	raw  *strings.Builder // nil as long as it is the text
-	lost int64            // bytes, in gaps
-}
-
-func (o *output) add(c Chunk) {
-	o.lost += c.Gap
-	if o.raw == nil && c.Raw != c.Data {
-		o.raw = &strings.Builder{}
-		o.raw.WriteString(o.text.String())
-	}
-	if o.raw != nil {
-		o.raw.WriteString(c.Raw)
-	}
-	o.text.WriteString(c.Data)
-}
-
-func (o *output) bytes() string {
-	if o.raw != nil {
-		return o.raw.String()
-	}
-	return o.text.String()
-}
-
 const (
 	maxReconnects = 5
 	startRetries  = 5
@@ -344,6 +318,12 @@ func (c *Command) deliver() Chunk {
 	c.mu.Unlock()
 	return first.Chunk
 }
+
+// KeepLast has a caller who takes the output by Next hold little of it, however
+// much comes: from now on Result, and an error that carries the output, have at
+// least the last n bytes of each stream, and not what stood far before them.
+// It is for the goroutine that calls Next.
+func (c *Command) KeepLast(n int64) { c.output[0].last, c.output[1].last = n, n }
 
 func index(stream string) int {
 	if stream == wire.Stderr {
@@ -674,7 +654,8 @@ func (c *Command) Result(ctx context.Context) (*Result, error) {
 	for {
 		if _, err := c.Next(ctx); err == io.EOF {
 			return &Result{Stdout: c.output[0].text.String(), Stderr: c.output[1].text.String(), ExitCode: c.exitCode, CommandID: c.ID(), Duration: c.duration,
-				RawStdout: c.output[0].bytes(), RawStderr: c.output[1].bytes(), LostStdout: c.output[0].lost, LostStderr: c.output[1].lost, Signal: c.signal, Reason: c.reason}, nil
+				RawStdout: c.output[0].bytes(), RawStderr: c.output[1].bytes(), LostStdout: c.output[0].lost, LostStderr: c.output[1].lost,
+				ForgottenStdout: c.output[0].text.forgotten, ForgottenStderr: c.output[1].text.forgotten, Signal: c.signal, Reason: c.reason}, nil
 		} else if err != nil {
 			return nil, err
 		}

@@ -44,6 +44,8 @@ type Result struct {
 
 	LostStdout, LostStderr int64 // bytes missing in them, which the sandbox no longer had; see Chunk.Gap
 
+	ForgottenStdout, ForgottenStderr int64 // bytes missing at the start of Stdout and Stderr, because of KeepLast
+
 	Signal string // that ended it, as in TERM; "" for none or if the server does not tell
 	Reason string // why the sandbox's limits ended it; "" if they did not or if the server does not tell
 }

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -147,6 +148,9 @@ type socket struct {
 	writing chan struct{} // held while a message is written
 }
 
+// largeMessage is more than exec.v1 has, and is not kept for the next one.
+const largeMessage = 1 << 20
+
 // queuedFrames is how far the socket reads ahead of who iterates.
 const queuedFrames = 16
 
@@ -180,14 +184,22 @@ func (s *socket) expectSomething() error {
 // the deadline starts anew with each read: a slow reader is no dead peer.
 func (s *socket) read() {
 	defer close(s.frames)
+	var message bytes.Buffer // what is decoded holds nothing of it
 	for {
 		s.expectSomething()
-		kind, data, err := s.conn.ReadMessage()
+		kind, from, err := s.conn.NextReader()
+		if err == nil {
+			if message.Cap() > largeMessage {
+				message = bytes.Buffer{}
+			}
+			message.Reset()
+			_, err = message.ReadFrom(from)
+		}
 		if err != nil {
 			s.err = lostError(err)
 			return
 		}
-		m, err := s.decode(kind, data)
+		m, err := s.decode(kind, message.Bytes())
 		if err != nil {
 			s.err = &Error{Kind: ErrClient, Message: "the server sent something that is not of the protocol: " + err.Error(), Err: err}
 			return
