@@ -251,6 +251,9 @@ var newMessage = map[string]func() Message{
 // EncodeMessage returns the JSON text of m, its type first. Characters that
 // matter in HTML alone are not escaped: shell commands are full of them.
 func EncodeMessage(m Message) ([]byte, error) {
+	if o, ok := m.(*Output); ok {
+		return appendOutput(make([]byte, 0, len(o.Data)+len(o.Data)/8+64), o), nil
+	}
 	fields, err := plainJSON(m)
 	if err != nil {
 		return nil, err
@@ -274,6 +277,9 @@ func plainJSON(v any) ([]byte, error) {
 // DecodeMessage reads one JSON text message. A field of a wrong type is an
 // error that names it, and so is a message that is no JSON object.
 func DecodeMessage(data []byte) (Message, error) {
+	if o := decodeOutput(data); o != nil {
+		return o, nil
+	}
 	var head struct {
 		Type string `json:"type"`
 	}

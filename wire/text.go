@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"bytes"
 	"fmt"
 	"strconv"
 	"unicode/utf16"
@@ -20,20 +21,26 @@ func (t *Text) UnmarshalJSON(data []byte) error {
 	if len(data) < 2 || data[0] != '"' {
 		return fmt.Errorf("want a string, got %.20s", data)
 	}
-	data = data[1 : len(data)-1] // encoding/json has checked the syntax
+	*t = unescapeText(data[1 : len(data)-1]) // encoding/json has checked the syntax
+	return nil
+}
+
+// unescapeText is the text of a JSON string, whose syntax has been checked.
+func unescapeText(data []byte) Text {
+	i := bytes.IndexByte(data, '\\')
+	if i < 0 {
+		return Text(data)
+	}
 	out := make([]byte, 0, len(data))
-	for i := 0; i < len(data); {
-		if data[i] != '\\' {
-			out = append(out, data[i])
-			i++
-			continue
-		}
-		switch c := data[i+1]; c {
+	for ; i >= 0; i = bytes.IndexByte(data, '\\') {
+		out = append(out, data[:i]...)
+		data = data[i:]
+		size := 2
+		switch c := data[1]; c {
 		case 'u':
-			r, n := unescape(data[i:])
+			var r rune
+			r, size = unescape(data)
 			out = utf8.AppendRune(out, r)
-			i += n
-			continue
 		case 'b':
 			out = append(out, '\b')
 		case 'f':
@@ -47,10 +54,9 @@ func (t *Text) UnmarshalJSON(data []byte) error {
 		default: // quote, backslash and slash stand for themselves
 			out = append(out, c)
 		}
-		i += 2
+		data = data[size:]
 	}
-	*t = Text(out)
-	return nil
+	return Text(append(out, data...))
 }
 
 // unescape reads the \uXXXX, or the surrogate pair of two, that s starts with,
