@@ -5,12 +5,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"net/http"
 	"net/url"
 	"os"
 	"reflect"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -179,14 +179,15 @@ func (s *Server) register(b *box, in *boxCreate) error {
 		}
 	}
 	in.limit(&b.Limits)
-	all, err := s.store.boxes.all()
-	if err != nil {
+	var all []*box // to be looked at
+	names := map[string]bool{}
+	if err := s.store.boxes.each(func(_ string, b *box) bool {
+		all, names[b.Box.Name] = append(all, b), true
+		return true
+	}); err != nil {
 		return err
 	}
-	taken := func(name string) bool {
-		return slices.ContainsFunc(all, func(b *box) bool { return b.Box.Name == name })
-	}
-	if taken(name) {
+	if names[name] {
 		return nameTaken(name)
 	}
 	b.Box.CreatedAt, b.Used = s.now(), s.options.Now()
@@ -200,14 +201,15 @@ func (s *Server) register(b *box, in *boxCreate) error {
 	}
 	b.Box.ID, b.Box.Name = s.options.NewID(), name
 	for b.Box.Name == "" {
-		if generated := "sandbox-" + b.Box.ID[max(0, len(b.Box.ID)-8):]; !taken(generated) {
+		if generated := "sandbox-" + b.Box.ID[max(0, len(b.Box.ID)-8):]; !names[generated] {
 			b.Box.Name = generated
 		} else {
 			b.Box.ID = s.options.NewID()
 		}
 	}
 	b.Hostname = b.Box.Name
-	if err = os.MkdirAll(s.store.boxDir(b.Box.ID), 0o700); err == nil {
+	err := os.MkdirAll(s.store.boxDir(b.Box.ID), 0o700)
+	if err == nil {
 		err = s.store.boxes.put(b.Box.ID, b)
 	}
 	if err != nil {
@@ -349,20 +351,23 @@ func (s *Server) baseURL(r *http.Request) string {
 // findBox looks for a name first and then for an id (protocol.md §2.0). Those
 // that are being deleted are not there.
 func (s *Server) findBox(name string) (*box, error) {
-	all, err := s.store.boxes.all()
-	if err != nil {
-		return nil, err
-	}
 	for _, key := range []func(*box) string{
 		func(b *box) string { return b.Box.Name },
 		func(b *box) string { return b.Box.ID },
 	} {
-		i := slices.IndexFunc(all, func(b *box) bool { return b.Pool == "" && key(b) == name })
-		if i < 0 {
+		id, err := s.store.boxes.search(func(b *box) bool { return b.Pool == "" && key(b) == name })
+		if err != nil {
+			return nil, err
+		}
+		b, err := s.store.boxes.get(id)
+		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
-		if status, _ := s.status(all[i]); status != wire.StatusDeleting {
-			return all[i], nil
+		if err != nil {
+			return nil, err
+		}
+		if status, _ := s.status(b); status != wire.StatusDeleting {
+			return b, nil
 		}
 	}
 	return nil, fail(http.StatusNotFound, kindNotFound, "there is no sandbox %q", name)
@@ -434,11 +439,11 @@ func (s *Server) updateBox(c call) (int, any, error) {
 		}
 		before := b.Box
 		if in.Name != nil && *in.Name != b.Box.Name {
-			all, err := s.store.boxes.all()
+			taken, err := s.store.boxes.search(func(b *box) bool { return b.Box.Name == *in.Name })
 			if err != nil {
 				return err
 			}
-			if slices.ContainsFunc(all, func(b *box) bool { return b.Box.Name == *in.Name }) {
+			if taken != "" {
 				return nameTaken(*in.Name)
 			}
 			b.Box.Name = *in.Name

@@ -48,7 +48,7 @@ func pick(from http.Header, names []string) http.Header {
 // is escaped, starts with.
 func (s *Server) dataPlane(w *recorder, r *http.Request, path string) error {
 	id, path, _ := strings.Cut(path, "/")
-	if _, err := s.store.boxes.get(id); errors.Is(err, fs.ErrNotExist) {
+	if _, err := s.store.boxes.peek(id); errors.Is(err, fs.ErrNotExist) {
 		return noSandbox(id)
 	}
 	if !slices.Contains(daemonPaths, path) {
@@ -175,6 +175,15 @@ func (t stranger) RoundTrip(r *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
+	clean, err := cleaned(r, res)
+	if err != nil {
+		res.Body.Close()
+	}
+	return clean, err
+}
+
+// cleaned is a daemon's answer as it may pass, or why it may not.
+func cleaned(r *http.Request, res *http.Response) (*http.Response, error) {
 	// A copy, because trailers are filled into the original later.
 	clean := *res
 	clean.Header, clean.Trailer = pick(res.Header, answerHeaders), nil
@@ -182,7 +191,6 @@ func (t stranger) RoundTrip(r *http.Request) (*http.Response, error) {
 	case code == http.StatusSwitchingProtocols && r.Header.Get("Upgrade") != "":
 		maps.Copy(clean.Header, pick(res.Header, upgradeHeaders))
 	case code < 200, code >= 300 && code < 400 && code != http.StatusNotModified:
-		res.Body.Close()
 		return nil, fmt.Errorf("the daemon answered with status %d", code)
 	}
 	return &clean, nil

@@ -278,7 +278,7 @@ func (s *Server) awake(ctx context.Context, id string) (*box, *handle, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, wakeTimeout, late)
 	defer cancel()
 	for {
-		b, err := s.store.boxes.get(id)
+		b, err := s.store.boxes.peek(id)
 		if errors.Is(err, fs.ErrNotExist) || err == nil && b.Pool != "" {
 			return nil, nil, noSandbox(id)
 		}

@@ -10,6 +10,7 @@ import (
 	"io"
 	"io/fs"
 	"maps"
+	"math"
 	"net"
 	"net/http"
 	"net/url"
@@ -47,13 +48,13 @@ func (s *Server) relay(w *recorder, r *http.Request, target *url.URL, h *handle,
 	defer cancel()
 	header := pick(r.Header, slices.Concat(requestHeaders, upgradeHeaders))
 	ask := (&http.Request{Method: r.Method, URL: target, Host: target.Host, Header: header}).WithContext(ctx)
-	res, err := stranger{h.transport, ctx}.RoundTrip(ask)
+	daemon, res, err := h.upgrade(ask)
 	if err != nil {
 		return s.broken(r, id, h, err)
 	}
-	defer res.Body.Close()
-	daemon, upgraded := res.Body.(io.ReadWriteCloser)
-	if !upgraded {
+	defer daemon.Close()
+	if res.StatusCode != http.StatusSwitchingProtocols {
+		defer context.AfterFunc(ctx, func() { daemon.Close() })()
 		maps.Copy(w.Header(), res.Header)
 		w.WriteHeader(res.StatusCode)
 		io.Copy(w, io.LimitReader(res.Body, maxJSON))
@@ -86,10 +87,52 @@ func (s *Server) relay(w *recorder, r *http.Request, target *url.URL, h *handle,
 	return nil
 }
 
+// maxHead is how long the head of a daemon's answer may be.
+const maxHead = 64 << 10
+
+// upgrade sends a request to the daemon on a connection of its own, and reads
+// the head of the answer, which need not be an upgrade. The caller closes the
+// connection. It is done here and not by the transport, because that has two
+// goroutines for each connection that an upgrade has no use for.
+func (h *handle) upgrade(ask *http.Request) (*daemonConn, *http.Response, error) {
+	ctx := ask.Context()
+	conn, err := h.dial(ctx, "", "")
+	if err != nil {
+		return nil, nil, err
+	}
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	head := &io.LimitedReader{R: conn, N: maxHead}
+	daemon := &daemonConn{conn, bufio.NewReader(head)}
+	var res *http.Response
+	if err = ask.Write(conn); err == nil {
+		res, err = http.ReadResponse(daemon.from, ask)
+	}
+	if err == nil {
+		res, err = cleaned(ask, res)
+	}
+	if !stop() {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		conn.Close()
+		return nil, nil, err
+	}
+	head.N = math.MaxInt64
+	return daemon, res, nil
+}
+
+// daemonConn is a connection of which the beginning has been read.
+type daemonConn struct {
+	net.Conn
+	from *bufio.Reader
+}
+
+func (c *daemonConn) Read(p []byte) (int, error) { return c.from.Read(p) }
+
 // gone says why a sandbox has no daemon: because some server has stopped or
 // deleted it, or nil.
 func (s *Server) gone(id string) error {
-	b, err := s.store.boxes.get(id)
+	b, err := s.store.boxes.peek(id)
 	switch {
 	case errors.Is(err, fs.ErrNotExist), err == nil && b.Box.Status == wire.StatusDeleting:
 		return errDeleted

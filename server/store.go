@@ -57,17 +57,17 @@ type store struct {
 func openStore(dir string, logger *slog.Logger) (st *store, err error) {
 	log := &complaints{log: logger, made: map[string]string{}}
 	st = &store{dir: dir, log: logger, turn: make(chan struct{}, 1), owner: uuid.NewString()}
-	st.templates = table[wire.Template]{filepath.Join(dir, "templates"), ".json", log,
+	st.templates = table[wire.Template]{filepath.Join(dir, "templates"), ".json", log, newSeen[wire.Template](),
 		"template", func(t *wire.Template) entry { return entry{t.ID, t.Name, t.CreatedAt} }}
-	st.volumes = table[wire.Volume]{filepath.Join(dir, "volumes"), "/volume.json", log,
+	st.volumes = table[wire.Volume]{filepath.Join(dir, "volumes"), "/volume.json", log, newSeen[wire.Volume](),
 		"volume", func(v *wire.Volume) entry { return entry{v.ID, v.Name, v.CreatedAt} }}
-	st.snapshots = table[snapshot]{filepath.Join(dir, "snapshots"), "/snapshot.json", log,
+	st.snapshots = table[snapshot]{filepath.Join(dir, "snapshots"), "/snapshot.json", log, newSeen[snapshot](),
 		"snapshot", func(s *snapshot) entry { return entry{s.Snapshot.ID, s.Snapshot.Name, s.Snapshot.CreatedAt} }}
-	st.registries = table[registry]{filepath.Join(dir, "registries"), ".json", log,
+	st.registries = table[registry]{filepath.Join(dir, "registries"), ".json", log, newSeen[registry](),
 		"registry", func(r *registry) entry { return entry{r.Registry.ID, r.Registry.Name, r.Registry.CreatedAt} }}
-	st.pools = table[pool]{filepath.Join(dir, "pools"), ".json", log,
+	st.pools = table[pool]{filepath.Join(dir, "pools"), ".json", log, newSeen[pool](),
 		"pool", func(p *pool) entry { return entry{p.Pool.ID, p.Pool.Name, p.Pool.CreatedAt} }}
-	st.boxes = table[box]{filepath.Join(dir, "boxes"), "/box.json", log,
+	st.boxes = table[box]{filepath.Join(dir, "boxes"), "/box.json", log, newSeen[box](),
 		"sandbox", func(b *box) entry { return entry{b.Box.ID, b.Box.Name, b.Box.CreatedAt} }}
 	for _, sub := range []string{st.templates.dir, st.volumes.dir, st.pools.dir, st.snapshots.dir, st.registries.dir, st.boxes.dir, st.ownerPath("")} {
 		if err := os.MkdirAll(sub, 0o700); err != nil {
@@ -219,6 +219,7 @@ type table[T any] struct {
 	dir    string
 	suffix string // of a record's file, after its id
 	log    *complaints
+	seen   *seen[T]
 	kind   string // in words
 	entry  func(*T) entry
 }
@@ -282,14 +283,22 @@ func (t table[T]) all() ([]*T, error) {
 	}
 	var records []*T
 	for _, e := range entries {
-		record, err := t.get(strings.TrimSuffix(e.Name(), t.suffix))
+		id := strings.TrimSuffix(e.Name(), t.suffix)
+		record, err := t.get(id)
 		if err == nil {
 			records = append(records, record)
-		} else if !errors.Is(err, fs.ErrNotExist) {
-			t.log.add(t.path(strings.TrimSuffix(e.Name(), t.suffix)), err)
+		} else {
+			t.complain(id, err)
 		}
 	}
 	return records, nil
+}
+
+// complain logs why a record is left out, unless it is gone.
+func (t table[T]) complain(id string, err error) {
+	if !errors.Is(err, fs.ErrNotExist) {
+		t.log.add(t.path(id), err)
+	}
 }
 
 // whole reads every record, or fails.
@@ -346,16 +355,19 @@ func (t table[T]) detach(id string) (string, error) {
 
 // find looks for a name first and then for an id (protocol.md §2.0).
 func (t table[T]) find(wanted string) (*T, error) {
-	all, err := t.all()
-	if err != nil {
-		return nil, err
-	}
 	for _, key := range []func(entry) string{
 		func(e entry) string { return e.name },
 		func(e entry) string { return e.id },
 	} {
-		if i := slices.IndexFunc(all, func(r *T) bool { return key(t.entry(r)) == wanted }); i >= 0 {
-			return all[i], nil
+		id, err := t.search(func(r *T) bool { return key(t.entry(r)) == wanted })
+		if err != nil {
+			return nil, err
+		}
+		if id == "" {
+			continue
+		}
+		if r, err := t.get(id); !errors.Is(err, fs.ErrNotExist) {
+			return r, err
 		}
 	}
 	return nil, fail(http.StatusNotFound, kindNotFound, "there is no %s %q", t.kind, wanted)
@@ -363,11 +375,9 @@ func (t table[T]) find(wanted string) (*T, error) {
 
 // nameFree refuses a name that another record of the kind has.
 func (t table[T]) nameFree(id, name string) error {
-	all, err := t.all()
-	for _, other := range all {
-		if e := t.entry(other); e.name == name && e.id != id {
-			return fail(http.StatusConflict, kindConflict, "there is a %s %q already", t.kind, name)
-		}
+	taken, err := t.search(func(r *T) bool { e := t.entry(r); return e.name == name && e.id != id })
+	if err == nil && taken != "" {
+		return fail(http.StatusConflict, kindConflict, "there is a %s %q already", t.kind, name)
 	}
 	return err
 }

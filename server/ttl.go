@@ -71,7 +71,7 @@ func (s *Server) use(id string) (done func()) {
 	s.uses[id]++
 	s.mu.Unlock()
 	return func() {
-		if b, err := s.store.boxes.get(id); err == nil {
+		if b, err := s.store.boxes.peek(id); err == nil {
 			s.touch(b)
 		}
 		s.mu.Lock()
