@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/signal"
 	"strconv"
 	"strings"
 	"sync"
@@ -26,39 +27,37 @@ type reaper struct {
 	mu       sync.Mutex
 	children map[int]chan<- syscall.WaitStatus // of those that start started
 	ending   bool
-	spawned  chan struct{} // holds one token: there may be children again
-	reaped   chan struct{} // holds one token: some have been waited for
+	died     chan os.Signal // holds one token: some may have ended
+	reaped   chan struct{}  // holds one token: some have been waited for
 	quit     chan struct{}
 	forkExec forkExec
 }
 
 func newReaper() *reaper {
-	return &reaper{
+	r := &reaper{
 		children: make(map[int]chan<- syscall.WaitStatus),
-		spawned:  make(chan struct{}, 1),
+		died:     make(chan os.Signal, 1),
 		reaped:   make(chan struct{}, 1),
 		quit:     make(chan struct{}),
 		forkExec: syscall.ForkExec,
 	}
+	signal.Notify(r.died, unix.SIGCHLD)
+	return r
 }
 
-// run waits until end has found no child left. It holds a thread all the while.
+// run takes the status of every child that ends, until end has found none left.
+// To wait in the kernel would keep the scheduler's clock ticking, on the processor
+// that the command runs on.
 func (r *reaper) run() {
+	defer signal.Stop(r.died)
 	for {
-		// This only learns that some child has ended: taking its status here
-		// would take it from a start that is under way.
-		err := unix.Waitid(unix.P_ALL, 0, nil, unix.WEXITED|unix.WNOWAIT, nil)
-		if errors.Is(err, unix.ECHILD) {
-			// Orphans come only from children, so none can come now.
-			select {
-			case <-r.spawned:
-				continue
-			case <-r.quit:
-				return
-			}
+		select {
+		case <-r.died: // one, or several
+			r.collect()
+			notify(r.reaped)
+		case <-r.quit:
+			return
 		}
-		r.collect()
-		notify(r.reaped)
 	}
 }
 
@@ -97,7 +96,6 @@ func (r *reaper) start(path string, argv []string, attr *syscall.ProcAttr) (pid 
 	}
 	c := make(chan syscall.WaitStatus, 1)
 	r.children[pid] = c
-	notify(r.spawned)
 	return pid, c, nil
 }
 

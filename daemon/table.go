@@ -21,6 +21,7 @@ type table struct {
 	sessions map[string]*session
 	running  int
 	kept     []*session // ended, oldest end first
+	bytes    int64      // of output in those, which grows no more
 	expired  map[string]struct{}
 	oldest   []string // of expired, in order of time
 	lim      limits
@@ -116,20 +117,18 @@ func (t *table) ended(s *session) {
 	defer t.mu.Unlock()
 	t.running--
 	t.kept = append(t.kept, s)
-	var bytes int64
-	for _, k := range t.kept {
-		bytes += k.size()
+	t.bytes += s.size()
+	full := func() bool { return len(t.kept) > t.lim.kept || t.bytes > t.lim.keptBytes }
+	if !full() {
+		return
 	}
-	over := len(t.kept) - t.lim.kept
 	for _, k := range slices.Clone(t.kept) {
-		if over <= 0 && bytes <= t.lim.keptBytes {
-			return
-		}
 		if k != s && !k.attached() {
-			over--
-			bytes -= k.size()
 			close(k.evicted)
 			t.drop(k)
+			if !full() {
+				return
+			}
 		}
 	}
 }
@@ -147,7 +146,10 @@ func (t *table) drop(s *session) {
 		return
 	}
 	delete(t.sessions, s.id)
-	t.kept = slices.DeleteFunc(t.kept, func(k *session) bool { return k == s })
+	if i := slices.Index(t.kept, s); i >= 0 {
+		t.kept = slices.Delete(t.kept, i, i+1)
+		t.bytes -= s.size()
+	}
 	t.expired[s.id] = struct{}{}
 	t.oldest = append(t.oldest, s.id)
 	if len(t.oldest) > t.lim.remembered {
