@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -189,8 +190,11 @@ func prepareCommands(_ context.Context, b *bench) ([]probe, func(), error) {
 		return probe{name, "", false, func(ctx context.Context, add adder) error {
 			begin := time.Now()
 			err := atOnceDo(count, atOnce, func() error {
-				_, err := exec.CommandContext(ctx, "/bin/bash", "-c", "true").CombinedOutput()
-				return err
+				cmd := exec.CommandContext(ctx, "/bin/bash", "-c", "true")
+				cmd.Env = []string{"PATH=/usr/bin:/bin", "HOME=/", "USER=root", "LOGNAME=root", "LANG=C.UTF-8"} // as in a sandbox
+				var stdout, stderr bytes.Buffer
+				cmd.Stdout, cmd.Stderr = &stdout, &stderr
+				return cmd.Run()
 			})
 			add(name, microseconds, ms(time.Since(begin))*1000/float64(count))
 			return err
