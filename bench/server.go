@@ -131,6 +131,9 @@ func measureServer(ctx context.Context, dir string, n int, add adder) error {
 	return err
 }
 
+// mostStreams is how many are open at a time: each takes four descriptors here.
+const mostStreams = 1000
+
 func useServer(ctx context.Context, c *client.Client, n int, add adder) error {
 	name := fmt.Sprintf("%d sandboxes: ", n)
 	before := held()
@@ -170,17 +173,18 @@ func useServer(ctx context.Context, c *client.Client, n int, add adder) error {
 	add(name+"execs", perSecond, float64(2*n)/time.Since(begin).Seconds())
 
 	before = held()
-	streams := make([]*client.Command, 0, n)
+	most := min(n, mostStreams)
+	streams := make([]*client.Command, 0, most)
 	begin = time.Now()
-	for _, box := range all {
+	for _, box := range all[:most] {
 		cmd, err := box.Start(ctx, client.RunOptions{Command: "cat"})
 		if err != nil {
 			return fmt.Errorf("stream %d: %w", len(streams), err)
 		}
 		streams = append(streams, cmd)
 	}
-	add(name+"streams opened", perSecond, float64(n)/time.Since(begin).Seconds())
-	add(name+"memory of a stream, with client and daemon", kibibytes, (held()-before)/float64(n)/1024)
+	add(name+fmt.Sprintf("%d streams opened", most), perSecond, float64(most)/time.Since(begin).Seconds())
+	add(name+"memory of a stream, with client and daemon", kibibytes, (held()-before)/float64(most)/1024)
 	for _, cmd := range streams {
 		cmd.Close()
 	}

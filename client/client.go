@@ -338,6 +338,7 @@ func (c *Client) attempt(ctx context.Context, call call, body []byte) (_ *http.R
 		request.Header.Set("Content-Type", "application/json")
 	} else if call.content != nil {
 		request.Header.Set("Content-Type", call.content.contentType)
+		request.ContentLength = call.content.length
 	}
 	response, err := c.http.Do(request)
 	if err != nil {

@@ -30,7 +30,16 @@ func (s *Sandbox) Upload(ctx context.Context, path string, r io.Reader) error {
 	if err := validatePath(path); err != nil {
 		return err
 	}
-	content, err := newContent(r)
+	length := int64(-1)
+	if memory, ok := r.(interface{ Len() int }); ok {
+		length = int64(memory.Len())
+	}
+	return s.upload(ctx, path, r, length)
+}
+
+// upload is Upload of a content of which the length is known; -1 is not.
+func (s *Sandbox) upload(ctx context.Context, path string, r io.Reader, length int64) error {
+	content, err := newContent(r, length)
 	if err != nil {
 		return err
 	}
@@ -114,13 +123,14 @@ type content struct {
 	head, tail  []byte
 	data        io.Reader
 	start       int64 // where data stood, if it can be rewound
+	length      int64 // of all of it, or -1: a file may be written to meanwhile
 
 	// The transport may read on when an attempt, or the call, is over.
 	mu      sync.Mutex   // held while data is read
 	attempt atomic.Int64 // the one that may read
 }
 
-func newContent(r io.Reader) (*content, error) {
+func newContent(r io.Reader, length int64) (*content, error) {
 	var frame bytes.Buffer
 	w := multipart.NewWriter(&frame)
 	header := textproto.MIMEHeader{
@@ -135,7 +145,10 @@ func newContent(r io.Reader) (*content, error) {
 	if err := w.Close(); err != nil {
 		return nil, err
 	}
-	c := &content{contentType: w.FormDataContentType(), head: head, tail: frame.Bytes(), data: r, start: -1}
+	c := &content{contentType: w.FormDataContentType(), head: head, tail: frame.Bytes(), data: r, start: -1, length: -1}
+	if length >= 0 {
+		c.length = int64(len(c.head)+len(c.tail)) + length
+	}
 	if seeker, ok := r.(io.Seeker); ok {
 		if at, err := seeker.Seek(0, io.SeekCurrent); err == nil {
 			c.start = at

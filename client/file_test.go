@@ -139,7 +139,7 @@ func TestUploadOfAStreamIsNotRepeated(t *testing.T) {
 
 // The transport may go on reading an attempt's body after its answer came.
 func TestAnAttemptThatWasGivenUpReadsNoMore(t *testing.T) {
-	c, err := newContent(strings.NewReader("text"))
+	c, err := newContent(strings.NewReader("text"), -1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -286,7 +286,7 @@ func TestStalledTransfers(t *testing.T) {
 		<-r.Context().Done()
 	}), func(t *testing.T, c *Client) {
 		start := time.Now()
-		err := boxAt(c, pipeURL).Upload(t.Context(), "f", bytes.NewReader(noise(1<<20)))
+		err := boxAt(c, pipeURL).Upload(t.Context(), "f", struct{ io.Reader }{bytes.NewReader(noise(1 << 20))}) // of no length, or the server would linger
 		e := wantKind(t, err, ErrConnection)
 		wantEqual(t, "upload", time.Since(start), fileTimeout)
 		if !strings.Contains(e.Error(), "timed out") {

@@ -146,22 +146,28 @@ func (p *packer) content(f *os.File, shown, name string) error {
 // header is in GNU's format, in which names are bytes in no encoding, and of any
 // length.
 func (p *packer) header(info fs.FileInfo, kind byte, name, link string) error {
-	h := &tar.Header{Format: tar.FormatGNU, Typeflag: kind, Name: name, Linkname: link, ModTime: info.ModTime().Truncate(time.Second), Mode: int64(info.Mode().Perm())}
+	h := &tar.Header{Format: tar.FormatGNU, Typeflag: kind, Name: name, Linkname: link, ModTime: info.ModTime().Truncate(time.Second), Mode: tarMode(info.Mode())}
 	if kind == tar.TypeReg {
 		h.Size = info.Size()
-	}
-	for _, bit := range []struct {
-		mode fs.FileMode
-		bit  int64
-	}{{fs.ModeSetuid, 0o4000}, {fs.ModeSetgid, 0o2000}, {fs.ModeSticky, 0o1000}} {
-		if info.Mode()&bit.mode != 0 {
-			h.Mode |= bit.bit
-		}
 	}
 	if err := p.w.WriteHeader(h); err != nil {
 		return fmt.Errorf("%s cannot be packed: %w", name, err)
 	}
 	return nil
+}
+
+// tarMode is a mode as tar and chmod count it.
+func tarMode(mode fs.FileMode) int64 {
+	bits := int64(mode.Perm())
+	for _, bit := range []struct {
+		mode fs.FileMode
+		bit  int64
+	}{{fs.ModeSetuid, 0o4000}, {fs.ModeSetgid, 0o2000}, {fs.ModeSticky, 0o1000}} {
+		if mode&bit.mode != 0 {
+			bits |= bit.bit
+		}
+	}
+	return bits
 }
 
 // progressReader tells what goes through it, and hears its context.

@@ -77,6 +77,14 @@ func (s *Sandbox) UploadTree(ctx context.Context, local, target string, o Transf
 	if err != nil {
 		return nil, err
 	}
+	if info.Mode().IsRegular() && info.Size() > largeFile {
+		f, err := os.Open(local)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		return s.uploadFile(ctx, f, target, o)
+	}
 	stage := newStage(s)
 	defer func() {
 		if err != nil {
@@ -130,7 +138,7 @@ func (s *Sandbox) DownloadTree(ctx context.Context, source, local string, o Tran
 	}
 	stage := newStage(s)
 	defer stage.remove(ctx)
-	result, err := stage.run(ctx, packScript(source, stage.dir))
+	result, err := stage.run(ctx, largeScript(source)+packScript(source, stage.dir))
 	if err != nil {
 		return nil, err
 	}
@@ -141,7 +149,11 @@ func (s *Sandbox) DownloadTree(ctx context.Context, source, local string, o Tran
 		return nil, &Error{Kind: ErrOperation, Operation: "download", Stderr: result.Stderr, Message: fmt.Sprintf(
 			"packing %s in sandbox %s failed, and nothing was written here: %s", source, s.Name, lastLines(result.Stderr))}
 	}
+	one, isLarge := large(result.Stdout)
 	kind, length, _ := strings.Cut(strings.TrimSpace(result.Stdout), " ")
+	if isLarge {
+		kind, length = "file", strconv.FormatInt(one.Size, 10)
+	}
 	size, err := strconv.ParseInt(strings.TrimSpace(length), 10, 64)
 	if err != nil || kind != "folder" && kind != "file" {
 		return nil, &Error{Kind: ErrClient, Message: fmt.Sprintf("packing %s in sandbox %s told %q instead of what it made", source, s.Name, result.Stdout)}
@@ -162,23 +174,33 @@ func (s *Sandbox) DownloadTree(ctx context.Context, source, local string, o Tran
 		return nil, err
 	}
 	defer root.Close()
-	stream, err := s.Download(ctx, stage.piece(0))
-	if err != nil {
-		return nil, err
-	}
-	defer stream.Close()
-	counted := &countingReader{r: stream}
 	u := &unpacker{ctx: ctx, root: root, only: name, size: size, ignore: path.Base(stage.dir), progress: o.Progress}
-	err = u.unpack(counted)
-	if err == nil {
-		if _, err = io.Copy(io.Discard, counted); err == nil && counted.n != size {
-			err = &Error{Kind: ErrConnection, Message: fmt.Sprintf("%d bytes arrived of %d", counted.n, size)}
-		}
+	if isLarge {
+		err = s.downloadFile(ctx, source, name, one, u)
+	} else {
+		err = s.downloadStream(ctx, stage.piece(0), size, u)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("downloading %s to %s: %w; %d files were written before that, each of them whole", source, local, err, u.done.Files)
 	}
 	return &u.done, nil
+}
+
+// downloadStream unpacks a stream of so many bytes.
+func (s *Sandbox) downloadStream(ctx context.Context, source string, size int64, u *unpacker) error {
+	stream, err := s.Download(ctx, source)
+	if err != nil {
+		return err
+	}
+	defer stream.Close()
+	counted := &countingReader{r: stream}
+	if err := u.unpack(counted); err != nil {
+		return err
+	}
+	if _, err = io.Copy(io.Discard, counted); err == nil && counted.n != size {
+		err = &Error{Kind: ErrConnection, Message: fmt.Sprintf("%d bytes arrived of %d", counted.n, size)}
+	}
+	return err
 }
 
 type countingReader struct {

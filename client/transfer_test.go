@@ -294,6 +294,99 @@ func TestLargeFile(t *testing.T) {
 	noStages(t, s)
 }
 
+// A large file by itself moves as itself, is sent again where a server asks for
+// that, and takes the place of a link.
+func TestOneLargeFile(t *testing.T) {
+	needTools(t)
+	s := newTreeServer(t)
+	uploads := 0
+	s.fault = func(n int, r *http.Request) int {
+		if r.Method == http.MethodPost && strings.Contains(r.URL.Path, "upload") {
+			if uploads++; uploads == 1 {
+				return 503
+			}
+		}
+		return 0
+	}
+	box, dir := s.box(t), t.TempDir()
+	src, up, down := filepath.Join(dir, "src"), filepath.Join(dir, "deep", "er", "up it's"), filepath.Join(dir, "down")
+	content := noise(largeFile + 12345)
+	if err := os.WriteFile(src, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	os.Chmod(src, 0o751)
+	old := time.Unix(1_000_000_000, 0)
+	os.Chtimes(src, old, old)
+	os.MkdirAll(filepath.Dir(up), 0o755)
+	elsewhere := filepath.Join(dir, "elsewhere")
+	os.WriteFile(elsewhere, []byte("stays"), 0o644)
+	for _, link := range []string{up, down} {
+		if err := os.Symlink(elsewhere, link); err != nil {
+			t.Fatal(err)
+		}
+	}
+	moved := int64(0)
+	options := TransferOptions{Progress: func(p Transfer) { moved = p.Bytes }}
+	if done, err := box.UploadTree(t.Context(), src, up, options); err != nil || done.Files != 1 || done.Bytes != int64(len(content)) || moved != done.Bytes || uploads != 2 {
+		t.Fatal(done, err, moved, uploads)
+	}
+	if done, err := box.DownloadTree(t.Context(), up, down, options); err != nil || done.Files != 1 || done.Bytes != int64(len(content)) {
+		t.Fatal(done, err)
+	}
+	for _, path := range []string{up, down} {
+		info, err := os.Lstat(path)
+		if err != nil || info.Mode() != 0o751 || !info.ModTime().Equal(old) {
+			t.Error(path, info.Mode(), info.ModTime(), err)
+		}
+		if got, _ := os.ReadFile(path); !bytes.Equal(got, content) {
+			t.Errorf("%s is another file", path)
+		}
+	}
+	if got, _ := os.ReadFile(elsewhere); string(got) != "stays" {
+		t.Errorf("what the link led to is %.20q", got)
+	}
+
+	folder := filepath.Join(dir, "folder")
+	os.Mkdir(folder, 0o755)
+	if _, err := box.UploadTree(t.Context(), src, folder, options); err == nil || !strings.Contains(err.Error(), "there is a folder of this name") {
+		t.Error(err)
+	}
+	s.fault = func(n int, r *http.Request) int {
+		if r.Method == http.MethodPost && strings.Contains(r.URL.Path, "upload") {
+			return 500
+		}
+		return 0
+	}
+	if _, err := box.UploadTree(t.Context(), src, filepath.Join(dir, "no"), options); err == nil {
+		t.Error("it went up in spite of the fault")
+	}
+	if left, _ := filepath.Glob(filepath.Join(dir, ".sbx-*")); len(left) != 0 {
+		t.Errorf("%v are left", left)
+	}
+	noStages(t, s)
+}
+
+// What a sandbox tells of a large file need not be true.
+func TestALargeFileThatIsNotAsTold(t *testing.T) {
+	for told, want := range map[string]string{
+		"large 9000000 644 17": "ok", "large 9000000 644": "", "large -1 644 17": "", "large 1 9 17": "", "large 1 644 x": "", "folder 3": "", "": "",
+	} {
+		if _, ok := large(told); ok != (want != "") {
+			t.Errorf("%q: %v", told, ok)
+		}
+	}
+	for name, sent := range map[string]string{"shorter": "abc", "longer": "abcdef"} {
+		e := &exactly{&countingReader{r: strings.NewReader(sent)}, 5}
+		if _, err := io.ReadAll(e); err == nil {
+			t.Errorf("a %s file was taken for one of 5 bytes", name)
+		}
+	}
+	f := &wholeFile{progressReader{r: strings.NewReader("abc"), ctx: t.Context(), done: &Transfer{}}, nil, 5}
+	if _, err := io.ReadAll(f); err == nil || !strings.Contains(err.Error(), "became shorter") {
+		t.Error(err)
+	}
+}
+
 // However a transfer is interrupted, nothing of it is left in the sandbox, and
 // an upload that did not begin to unpack wrote nothing.
 func TestTransferIsInterrupted(t *testing.T) {

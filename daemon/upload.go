@@ -3,6 +3,7 @@
 package daemon
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
 	"io"
@@ -25,6 +26,11 @@ func (d *daemon) upload(w http.ResponseWriter, r *http.Request) {
 		answer(w, err)
 		return
 	}
+	// Package multipart reads 4 KiB at a time.
+	r.Body = struct {
+		io.Reader
+		io.Closer
+	}{bufio.NewReaderSize(r.Body, transferBuffer), r.Body}
 	parts, err := r.MultipartReader()
 	if err != nil {
 		answer(w, refuse(wire.ErrInvalidRequest, "the body is not multipart/form-data with the file as its only part: %v", err))
@@ -42,7 +48,11 @@ func (d *daemon) upload(w http.ResponseWriter, r *http.Request) {
 	var written int64
 	err = d.asUser(wire.ErrWrite, func() (err error) {
 		written, err = writeFile(path, func(f io.Writer) (int64, error) {
-			n, err := io.Copy(f, body{part})
+			buffered := bufio.NewWriterSize(struct{ io.Writer }{f}, transferBuffer) // which could read by itself, and less at a time
+			n, err := io.Copy(buffered, body{part})
+			if err == nil {
+				err = buffered.Flush()
+			}
 			if err != nil {
 				return n, err
 			}
@@ -61,6 +71,8 @@ func (d *daemon) upload(w http.ResponseWriter, r *http.Request) {
 	}
 	answerJSON(w, http.StatusOK, wire.Uploaded{Path: given, Written: written})
 }
+
+const transferBuffer = 128 << 10
 
 // body marks errors of reading as the client's.
 type body struct{ r io.Reader }
