@@ -156,6 +156,7 @@ func (l *Ledger) start() error {
 		}
 		if err := tryLock(file); errors.Is(err, errLocked) {
 			file.Close()
+			os.Remove(file.Name()) // a collector leaves young ones alone
 			continue
 		} // a file system without locks leaves it to the process's number
 		l.file = file

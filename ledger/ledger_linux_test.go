@@ -141,6 +141,46 @@ func TestCollectorsAtOnce(t *testing.T) {
 	}
 }
 
+// Runs begin while another one looks for what dead ones have left: it may take
+// their files while these are empty, and none of them remains.
+func TestRunsBesideACollector(t *testing.T) {
+	dir := t.TempDir()
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				found, err := Find(dir)
+				if err != nil || len(found) > 0 {
+					t.Errorf("found %d ledgers, %v", len(found), err)
+					return
+				}
+			}
+		}
+	}()
+	for range 2000 {
+		l := New(dir, "server")
+		n, err := l.Add(entries[0])
+		if err == nil {
+			err = l.Gone(n)
+		}
+		if err == nil {
+			err = l.Close()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(stop)
+	<-stopped
+	if n := files(t, dir); n != 0 {
+		t.Errorf("%d files are left", n)
+	}
+}
+
 func TestRunThatEnds(t *testing.T) {
 	dir := t.TempDir()
 	l := New(dir, "x")
