@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	goruntime "runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -28,6 +29,8 @@ import (
 // it has then; what is gone by then is left out. When Copy fails, the caller
 // removes what is there of dst.
 func Copy(ctx context.Context, dst, src *os.File, names ...string) error {
+	defer goruntime.KeepAlive(dst) // the collector closes a file that nobody names any more
+	defer goruntime.KeepAlive(src)
 	c := &copier{ctx: ctx, dst: int(dst.Fd()), linked: map[inode]string{}}
 	for _, name := range names {
 		if err := c.entry(c.dst, int(src.Fd()), name); err != nil {

@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -178,6 +179,45 @@ func TestCopy(t *testing.T) {
 		must(tree.Remove(t.Context(), dst))
 		must(tree.Remove(t.Context(), src))
 	})
+}
+
+// Files that the caller does not name again are still open while they are copied.
+func TestCopyKeepsItsFolders(t *testing.T) {
+	src, dst := t.TempDir(), t.TempDir()
+	for i := range 500 {
+		if err := os.WriteFile(filepath.Join(src, fmt.Sprint(i)), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				runtime.GC()
+			}
+		}
+	}()
+	descriptor := func(dir string) *os.File {
+		fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return os.NewFile(uintptr(fd), dir)
+	}
+	names := make([]string, 500)
+	for i := range names {
+		names[i] = fmt.Sprint(i)
+	}
+	err := tree.Copy(t.Context(), descriptor(dst), descriptor(src), names...)
+	close(stop)
+	<-stopped
+	if err != nil {
+		t.Error(err)
+	}
 }
 
 func TestCopyKeepsHoles(t *testing.T) {
