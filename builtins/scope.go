@@ -163,10 +163,10 @@ func (t *Task) Held() (all []string) {
 const releaseLimit = 8
 
 // Release releases the task's scope, last in first out, what is pushed
-// meanwhile included; sandboxes in a row are released together. It goes on after failures: resources that are left are
-// listed by Run.Left, and the errors of deferred functions are returned, joined.
-// It takes 60 seconds at most, outlives the cancellation of the task, and stops
-// trying once Options.Abort is closed.
+// meanwhile included; sandboxes in a row are released together. It goes on after
+// failures: resources that are left are listed by Run.Left, and the errors of
+// deferred functions are returned, joined. It takes 60 seconds at most, outlives
+// the cancellation of the task, and stops trying once Options.Abort is closed.
 //
 // With keep, resources are left and told as events, and deferred functions do
 // not run.
