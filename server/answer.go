@@ -77,14 +77,20 @@ func plain(f *failure) *failure {
 // invalid is 422 in form B: where in the request, as a dotted path, and what
 // is wrong there.
 func invalid(loc, format string, args ...any) *failure {
-	detail := wire.InputError{Msg: fmt.Sprintf(format, args...), Type: "value_error"}
+	var path []any
 	for part := range strings.SplitSeq(loc, ".") {
 		if index, err := strconv.Atoi(part); err == nil {
-			detail.Loc = append(detail.Loc, index)
+			path = append(path, index)
 		} else {
-			detail.Loc = append(detail.Loc, part)
+			path = append(path, part)
 		}
 	}
+	return invalidAt(path, format, args...)
+}
+
+// invalidAt is invalid, with the path in its parts.
+func invalidAt(loc []any, format string, args ...any) *failure {
+	detail := wire.InputError{Loc: loc, Msg: fmt.Sprintf(format, args...), Type: "value_error"}
 	return &failure{status: http.StatusUnprocessableEntity, problem: wire.Problem{Details: []wire.InputError{detail}}}
 }
 
@@ -205,12 +211,55 @@ func decode(data []byte, into any) error {
 	}
 	err := json.Unmarshal(data, into)
 	if wrong, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
-		return invalid(strings.TrimSuffix("body."+wrong.Field, "."), "want %s, got %s", inWords(wrong.Type), wrong.Value)
+		return mistyped(wrong, data, "body")
 	}
 	if err != nil {
 		return invalid("body", "not JSON: %v", err)
 	}
 	return nil
+}
+
+// mistyped is the answer to a value of a wrong type in a JSON text, which stands
+// at a place in the request.
+func mistyped(wrong *json.UnmarshalTypeError, data []byte, at ...any) *failure {
+	path, _ := placeOf(json.NewDecoder(bytes.NewReader(data)), wrong.Offset)
+	// The offset counts from elsewhere in a type that reads itself. The names
+	// of the fields are right there, too, and say less.
+	fields := strings.Split(wrong.Field, ".")
+	for _, step := range path {
+		if len(fields) > 0 && step == fields[0] {
+			fields = fields[1:]
+		}
+	}
+	if wrong.Field != "" && len(fields) > 0 {
+		path = nil
+		for field := range strings.SplitSeq(wrong.Field, ".") {
+			path = append(path, field)
+		}
+	}
+	return invalidAt(append(at, path...), "want %s, got %s", inWords(wrong.Type), wrong.Value)
+}
+
+// placeOf is the path to the value that ends at an offset of a JSON text or, if
+// it is a list or an object, begins there.
+func placeOf(d *json.Decoder, offset int64) (path []any, found bool) {
+	token, err := d.Token()
+	if err != nil || d.InputOffset() >= offset {
+		return nil, err == nil
+	}
+	for i := 0; (token == json.Delim('{') || token == json.Delim('[')) && d.More(); i++ {
+		var step any = i
+		if token == json.Delim('{') {
+			step, _ = d.Token()
+		}
+		if path, found := placeOf(d, offset); found {
+			return append([]any{step}, path...), true
+		}
+	}
+	if _, open := token.(json.Delim); open {
+		d.Token() // its end
+	}
+	return nil, false
 }
 
 func inWords(t reflect.Type) string {

@@ -24,7 +24,8 @@ func decodeAt(field string, raw json.RawMessage, into any) (asked bool, err erro
 	}
 	err = json.Unmarshal(raw, into)
 	if wrong, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
-		return true, invalid(strings.TrimSuffix("body."+field+"."+wrong.Field, "."), "want %s, got %s", inWords(wrong.Type), wrong.Value)
+		wrong.Value, _, _ = strings.Cut(wrong.Value, " ") // less the number, which may be meant as a secret
+		return true, mistyped(wrong, raw, "body", field)
 	}
 	if err != nil {
 		return true, invalid("body."+field, "not JSON: %v", err)
@@ -115,13 +116,16 @@ func (h *hostedProxy) refuse() error {
 	return nil
 }
 
+// hasRole reports whether a role takes the place of the keys; a blank one does not.
+func hasRole(a *wire.AWSCredentials) bool { return strings.TrimSpace(a.RoleARN) != "" }
+
 // checkAWS checks what a rule signs requests by (protocol.md §16.10); nil is fine.
 // The keys may be left out, since a change does so with those that it keeps.
 func checkAWS(at string, a *wire.AWSCredentials) error {
 	if a == nil {
 		return nil
 	}
-	role := strings.TrimSpace(a.RoleARN) != ""
+	role := hasRole(a)
 	switch {
 	case role && (a.AccessKeyID != wire.Secret{} || a.SecretAccessKey != wire.Secret{}):
 		return invalid(at+".role_arn", "a role and keys exclude each other")
@@ -144,17 +148,25 @@ func checkAWS(at string, a *wire.AWSCredentials) error {
 	return nil
 }
 
-// secretsOf are the places of a configuration that hold secrets, by names that
-// stay the same when rules change places.
-func secretsOf(config *wire.ProxyConfig) map[string]*wire.Secret {
-	secrets := map[string]*wire.Secret{}
+// place is where a configuration holds a secret: it stays the same when rules
+// with other names change places.
+type place struct {
+	rule string
+	nth  int // of the rules with that name
+	what string
+}
+
+func secretsOf(config *wire.ProxyConfig) map[place]*wire.Secret {
+	secrets, named := map[place]*wire.Secret{}, map[string]int{}
 	for i := range config.Rules {
 		rule := &config.Rules[i]
-		if a := rule.AWS; a != nil && a.RoleARN == "" {
-			secrets[rule.Name+"/aws/id"], secrets[rule.Name+"/aws/key"] = &a.AccessKeyID, &a.SecretAccessKey
+		nth := named[rule.Name]
+		named[rule.Name]++
+		if a := rule.AWS; a != nil && !hasRole(a) {
+			secrets[place{rule.Name, nth, "id"}], secrets[place{rule.Name, nth, "key"}] = &a.AccessKeyID, &a.SecretAccessKey
 		}
 		if g := rule.GCP; g != nil {
-			secrets[rule.Name+"/gcp"] = &g.ServiceAccountJSON
+			secrets[place{rule.Name, nth, "account"}] = &g.ServiceAccountJSON
 		}
 	}
 	return secrets

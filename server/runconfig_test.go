@@ -146,6 +146,12 @@ func TestProxyConfig(t *testing.T) {
 		}
 	}
 	f.do("PATCH", "/boxes/x", `{"name":"x"}`).want(t, 200, "is_set")
+	// Two rules may have one name, and a blank role is none.
+	f.do("PATCH", "/boxes/x", `{"proxy_config":{"rules":[{"name":"cloud","type":"aws",`+keys+`},{"name":"cloud","type":"aws","aws":{"role_arn":" ",`+strings.TrimPrefix(keys, `"aws":{`)+`}]}}`).
+		want(t, 200, hidden, `"aws":{"access_key_id":{"type":"opaque","is_set":true},"secret_access_key":{"type":"workspace_secret","is_set":true},"role_arn":" "}`)
+	if a := f.do("GET", "/boxes/x", ""); strings.Contains(a.body, "AKIA") {
+		t.Errorf("a secret is told: %s", a.body)
+	}
 	if a := f.do("PATCH", "/boxes/x", `{"proxy_config":{}}`); strings.Contains(a.body, "proxy_config") || strings.Contains(stored(), "AKIA") {
 		t.Errorf("it is there still: %s", a.body)
 	}
