@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"maps"
 	"net/http"
 	"net/url"
@@ -348,29 +347,13 @@ func (s *Server) baseURL(r *http.Request) string {
 	return scheme + "://" + r.Host
 }
 
-// findBox looks for a name first and then for an id (protocol.md §2.0). Those
-// that are being deleted are not there.
+// findBox looks for a sandbox. Those of pools, and those that are being deleted,
+// are not there.
 func (s *Server) findBox(name string) (*box, error) {
-	for _, key := range []func(*box) string{
-		func(b *box) string { return b.Box.Name },
-		func(b *box) string { return b.Box.ID },
-	} {
-		id, err := s.store.boxes.search(func(b *box) bool { return b.Pool == "" && key(b) == name })
-		if err != nil {
-			return nil, err
-		}
-		b, err := s.store.boxes.get(id)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		if status, _ := s.status(b); status != wire.StatusDeleting {
-			return b, nil
-		}
-	}
-	return nil, fail(http.StatusNotFound, kindNotFound, "there is no sandbox %q", name)
+	return s.store.boxes.findThat(name, func(b *box) bool {
+		status, _ := s.status(b)
+		return b.Pool == "" && status != wire.StatusDeleting
+	})
 }
 
 func (s *Server) getBox(c call) (int, any, error) {

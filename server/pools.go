@@ -127,11 +127,7 @@ func (s *Server) viewPool(p *pool) wire.Pool {
 }
 
 func (s *Server) findPool(name string) (*pool, error) {
-	p, err := s.store.pools.find(name)
-	if err == nil && p.Deleting {
-		return nil, fail(http.StatusNotFound, kindNotFound, "there is no pool %q", name)
-	}
-	return p, err
+	return s.store.pools.findThat(name, func(p *pool) bool { return !p.Deleting })
 }
 
 func (s *Server) getPool(c call) (int, any, error) {

@@ -355,11 +355,16 @@ func (t table[T]) detach(id string) (string, error) {
 
 // find looks for a name first and then for an id (protocol.md §2.0).
 func (t table[T]) find(wanted string) (*T, error) {
+	return t.findThat(wanted, func(*T) bool { return true })
+}
+
+// findThat is find among the records that fit.
+func (t table[T]) findThat(wanted string, fits func(*T) bool) (*T, error) {
 	for _, key := range []func(entry) string{
 		func(e entry) string { return e.name },
 		func(e entry) string { return e.id },
 	} {
-		id, err := t.search(func(r *T) bool { return key(t.entry(r)) == wanted })
+		id, err := t.search(func(r *T) bool { return key(t.entry(r)) == wanted && fits(r) })
 		if err != nil {
 			return nil, err
 		}
