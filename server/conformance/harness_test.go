@@ -147,6 +147,19 @@ func eachWith(t *testing.T, in string, set func(*server.Options), test func(t *t
 	}
 }
 
+// has reports whether the server is of one of these generations.
+func (f *fixture) has(generations string) bool {
+	return f.generation == "" || slices.Contains(strings.Fields(generations), f.generation)
+}
+
+// doIn is do, on a server of these generations.
+func (f *fixture) doIn(generations string, steps ...step) {
+	f.Helper()
+	if f.has(generations) {
+		f.do(steps...)
+	}
+}
+
 // old reports whether every sandbox of the server is made from a template.
 func (f *fixture) old() bool { return f.generation == seed || f.generation == classic }
 
@@ -575,7 +588,7 @@ func (r strange) Create(ctx context.Context, spec runtime.Spec) (runtime.Instanc
 		return nil, err
 	}
 	i, err := r.Runtime.Create(ctx, spec)
-	if err == nil && spec.Image == deaf {
+	if err == nil && strangeness(spec) == deaf {
 		i = unheard{i}
 	}
 	return i, err

@@ -95,14 +95,14 @@ func TestTTLOfHead(t *testing.T) {
 func TestStopEndsCommands(t *testing.T) {
 	each(t, "classic head late", func(t *testing.T, f *fixture) {
 		f.box(``)
-		s := f.play(command("echo x > file; echo on; exec sleep 1000", `,"command_id":"c"`), `S {"type":"started","pid":"$pid"}`, `S {"type":"stdout","data":"on\n"}`)
+		s := f.play(command("echo x > file; echo on; exec sleep 1000", `,"command_id":"c"`), `S {"type":"started","command_id":"$c","pid":"$pid"}`, `S {"type":"stdout","data":"on\n"}`)
 		f.do(step{"POST /boxes/$id/stop", `{}`, 204, ``})
 		s.play(`S {"type":"error","error":"~stopped","error_type":"CommandError"}`, `1000`)
 		f.do(
 			step{"POST /boxes/$id/start", `{}`, 202, ``},
 			execute("cat file; kill -0 $pid 2>/dev/null || echo gone", 0, "x\ngone\n"),
 		)
-		f.play(`C {"type":"reconnect","command_id":"c","stdout_offset":0,"stderr_offset":0}`, `S {"type":"error","error":"*","error_type":"CommandNotFound"}`, `1000`)
+		f.play(`C {"type":"reconnect","command_id":"$c","stdout_offset":0,"stderr_offset":0}`, `S {"type":"error","error":"*","error_type":"CommandNotFound"}`, `1000`)
 	})
 }
 
@@ -134,12 +134,14 @@ func TestPoolRefills(t *testing.T) {
 // 504: a pool none of whose sandboxes becomes ready in time (§2.3, §3.5).
 func TestPoolNotReady(t *testing.T) {
 	t.Parallel() // it waits for the shortest time that can be asked for
-	f := serveStrange(t, nil)
-	f.templates(hanging)
-	f.do(
-		step{"POST /pools", `{"name":"p","template_name":"hanging","replicas":1,"wait_for_ready":true,"timeout":10}`, 504, formA("Timeout")},
-		step{"GET /pools", ``, 200, `{"pools":[]}`},
-	)
+	eachStrange(t, "seed classic", nil, func(t *testing.T, f *fixture) {
+		t.Parallel()
+		f.do(
+			step{"POST /templates", `{"name":"hanging","image":"hanging","resources":{"cpu":"1","memory":"1Gi"}}`, 201, ``},
+			step{"POST /pools", `{"name":"p","template_name":"hanging","replicas":1,"wait_for_ready":true,"timeout":10}`, 504, formA("Timeout")},
+			step{"GET /pools", ``, 200, `{"pools":[]}`},
+		)
+	})
 }
 
 // 503: a volume that cannot be made (§2.1, §3.5).
@@ -302,13 +304,13 @@ func TestSessionRows(t *testing.T) {
 			t.Errorf("the id is %s", id)
 		}
 		// One command per socket; without limits in time; input after the end.
-		f.play(`C {"type":"execute","command":"read x; echo $x","timeout_seconds":0,"idle_timeout_seconds":-1,"ttl_seconds":-1,"command_id":"c"}`, `S {"type":"started","command_id":"c"}`,
+		f.play(`C {"type":"execute","command":"read x; echo $x","timeout_seconds":0,"idle_timeout_seconds":-1,"ttl_seconds":-1,"command_id":"c"}`, `S {"type":"started","command_id":"$c"}`,
 			command("echo second", ""), `C {"type":"reconnect","command_id":"other","stdout_offset":0,"stderr_offset":0}`,
 			`C {"type":"input","data":"first\n"}`, `S {"type":"stdout","data":"first\n"}`, exit0, `1000`)
-		f.play(`C {"type":"reconnect","command_id":"c","stdout_offset":6,"stderr_offset":0}`, `C {"type":"input","data":"late"}`, `C {"type":"kill"}`, `S {"type":"started"}`, exit0, `1000`)
+		f.play(`C {"type":"reconnect","command_id":"$c","stdout_offset":6,"stderr_offset":0}`, `C {"type":"input","data":"late"}`, `C {"type":"kill"}`, `S {"type":"started"}`, exit0, `1000`)
 		// Ids are the sandbox's own.
 		f.box(``)
-		f.play(`C {"type":"reconnect","command_id":"c","stdout_offset":0,"stderr_offset":0}`, `S {"type":"error","error":"*","error_type":"CommandNotFound"}`, `1000`)
+		f.play(`C {"type":"reconnect","command_id":"$c","stdout_offset":0,"stderr_offset":0}`, `S {"type":"error","error":"*","error_type":"CommandNotFound"}`, `1000`)
 	})
 }
 
