@@ -742,13 +742,18 @@ func (c *Command) SendInput(ctx context.Context, data []byte) error {
 }
 
 // CloseStdin is the end of the command's input. It is remembered, and has no
-// effect on a terminal, where "\x04" is the end.
+// effect on a terminal, where "\x04" is the end. A server that is known to be
+// older than it cannot do that: the error is ErrOperation.
 func (c *Command) CloseStdin(ctx context.Context) error {
 	c.mu.Lock()
 	sock := c.sock
 	if c.finished || c.stdinClosed || c.options.PTY {
 		c.mu.Unlock()
 		return nil
+	}
+	if c.dialect == asText && c.sandbox.client.ignoresIDs.Load() {
+		c.mu.Unlock()
+		return &Error{Kind: ErrOperation, Operation: "sendInput", Message: "this server cannot end a command's input: it is older than that; use a command that ends by itself, or a terminal, where \"\\x04\" is the end"}
 	}
 	c.stdinClosed = true
 	c.mu.Unlock()

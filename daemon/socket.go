@@ -24,6 +24,10 @@ type socket struct {
 	conn   *websocket.Conn
 	v1     bool
 	reader *reader
+
+	// What the generation that is played has (§12, §16.2).
+	ids  bool // clients choose the ids of commands
+	ends bool // they can end the input
 }
 
 func (d *daemon) executeWS(w http.ResponseWriter, r *http.Request) {
@@ -37,6 +41,9 @@ func (d *daemon) executeWS(w http.ResponseWriter, r *http.Request) {
 	d.activity.touch()
 	defer d.activity.touch()
 	s := &socket{d: d, conn: conn, v1: conn.Subprotocol() == wire.ExecV1}
+	generation := r.Header.Get(wire.GenerationHeader)
+	s.ends = s.v1 || generation == "" || generation == wire.Late
+	s.ids = s.ends || generation == wire.Head
 	s.serve()
 }
 
@@ -115,8 +122,14 @@ func (s *socket) begin() (closeStdin bool, err error) {
 		}
 		switch m := message.(type) {
 		case *wire.CloseStdin:
-			closeStdin = true
+			if closeStdin = s.ends; !s.ends {
+				err = errNotFirst
+			}
 		case *wire.Execute:
+			m.CloseStdin = m.CloseStdin && s.ends
+			if !s.ids {
+				m.CommandID = ""
+			}
 			s.reader, err = s.d.open(m, s.v1)
 		case *wire.Reconnect:
 			s.reader, err = s.d.reopen(m, s.v1)
@@ -145,8 +158,10 @@ func decodeFirst(data []byte) (wire.Message, error) {
 	case *wire.CloseStdin, *wire.Execute, *wire.Reconnect:
 		return message, nil
 	}
-	return nil, refuse(wire.ErrInvalidRequest, "the first message must be execute or reconnect")
+	return nil, errNotFirst
 }
+
+var errNotFirst = refuse(wire.ErrInvalidRequest, "the first message must be execute or reconnect")
 
 // receive takes the client's messages until the socket is closed or lost, which
 // it is without a sign of life.
@@ -200,7 +215,7 @@ func (s *socket) obey(ctx context.Context, data []byte) error {
 			session.input.write(ctx, []byte(m.Data))
 		}
 	case *wire.CloseStdin:
-		if session.input != nil {
+		if s.ends && session.input != nil {
 			session.input.close()
 		}
 	case *wire.Signal:

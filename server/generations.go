@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"slices"
@@ -13,16 +14,39 @@ import (
 // (protocol.md §2.0, §2.4). A server is all of them at once unless it is told
 // otherwise.
 
+// allGenerations are those that there are, oldest first.
+var allGenerations = [...]string{wire.Seed, wire.Classic, wire.Head, wire.Late}
+
+// newest is the newest generation that a request is to find.
+func (s *Server) newest(r *http.Request) string {
+	if g, ok := r.Context().Value(playedKey{}).(string); ok {
+		return g
+	}
+	for _, g := range slices.Backward(allGenerations[:]) {
+		if s.isOf([]string{g}) {
+			return g
+		}
+	}
+	return wire.Late
+}
+
+type playedKey struct{}
+
+// Play has a request for a WebSocket of commands find a server of one generation
+// alone, whatever this one is. It is for servers that tests of clients talk to.
+func Play(r *http.Request, generation string) *http.Request {
+	return r.WithContext(context.WithValue(r.Context(), playedKey{}, generation))
+}
+
 // setGenerations takes over which generations the server is to be.
 func (s *Server) setGenerations(asked []string) error {
-	all := []string{wire.Seed, wire.Classic, wire.Head, wire.Late}
 	for _, g := range asked {
-		if !slices.Contains(all, g) {
-			return fmt.Errorf("there is no generation %q of the API: want %s", g, strings.Join(all, ", "))
+		if !slices.Contains(allGenerations[:], g) {
+			return fmt.Errorf("there is no generation %q of the API: want %s", g, strings.Join(allGenerations[:], ", "))
 		}
 	}
 	if s.options.Generations = asked; len(asked) == 0 {
-		s.options.Generations = all
+		s.options.Generations = allGenerations[:]
 	}
 	for i, e := range s.endpoints {
 		if !s.isOf(generationsOf(e.path)) {
@@ -53,7 +77,18 @@ func generationsOf(path string) []string {
 }
 
 func (s *Server) notOfGeneration(call) (int, any, error) {
-	return 0, nil, fail(http.StatusNotFound, kindNotImplemented, "this server was told to be of the generation %s, which lacks this", strings.Join(s.options.Generations, ", "))
+	return 0, nil, notImplemented(s.lacks())
+}
+
+// lacks says why something is missing that another generation has.
+func (s *Server) lacks() string {
+	return "this server was told to be of the generation " + strings.Join(s.options.Generations, ", ") + ", which lacks this"
+}
+
+// notImplemented is the answer where an endpoint is known and not served
+// (protocol.md §12).
+func notImplemented(why string) *failure {
+	return fail(http.StatusNotFound, kindNotImplemented, "%s", why)
 }
 
 // checkSource checks what a sandbox is to be made from: one thing at most, and
@@ -73,7 +108,7 @@ func (s *Server) checkSource(in *boxCreate) error {
 			continue
 		}
 		if !s.isOf(source.generations) {
-			return unsupported(source.field, "this server was told to be of the generation "+strings.Join(s.options.Generations, ", ")+", which lacks this")
+			return unsupported(source.field, s.lacks())
 		}
 		given = append(given, source.field)
 	}

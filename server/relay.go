@@ -47,6 +47,7 @@ func (s *Server) relay(w *recorder, r *http.Request, target *url.URL, h *handle,
 	ctx, cancel := context.WithTimeout(r.Context(), upgradeTimeout)
 	defer cancel()
 	header := pick(r.Header, slices.Concat(requestHeaders, upgradeHeaders))
+	header.Set(wire.GenerationHeader, s.newest(r))
 	ask := (&http.Request{Method: r.Method, URL: target, Host: target.Host, Header: header}).WithContext(ctx)
 	daemon, res, err := h.upgrade(ask)
 	if err != nil {

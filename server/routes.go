@@ -77,7 +77,7 @@ func (s *Server) routes() []endpoint {
 	}
 	for path, why := range hosted {
 		routes = append(routes, endpoint{"", path, func(call) (int, any, error) {
-			return 0, nil, fail(http.StatusNotFound, kindNotImplemented, "%s", why)
+			return 0, nil, notImplemented(why)
 		}})
 	}
 	return routes

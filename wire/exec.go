@@ -13,6 +13,11 @@ import (
 // ExecV1 is the WebSocket subprotocol of §15.
 const ExecV1 = "sbx.exec.v1"
 
+// GenerationHeader is how a server that is to be of one generation tells a
+// daemon so, when a client wants to run commands over a WebSocket. It never
+// comes from a client.
+const GenerationHeader = "Sbx-Star-Generation"
+
 // What stands for a field that a request leaves out (§5, §6.2).
 const (
 	DefaultShell       = "/bin/bash"

@@ -15,6 +15,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/sbx-star/sbx-star/server"
 	"github.com/sbx-star/sbx-star/wire"
 )
 
@@ -297,17 +298,19 @@ var lacking = func() map[string][]string {
 }()
 
 // date takes from a request what the generation that is played does not know: the
-// subprotocol of §15, and before late ranges of files.
-func (fs *faults) date(r *http.Request) {
+// subprotocol of §15, before late ranges of files, and of the messages of commands
+// what came later (§12).
+func (fs *faults) date(r *http.Request) *http.Request {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
 	if fs.generation == "" || fs.generation == ours {
-		return
+		return r
 	}
 	r.Header.Del("Sec-WebSocket-Protocol")
 	if fs.generation != wire.Late {
 		r.Header.Del("Range")
 	}
+	return server.Play(r, fs.generation)
 }
 
 // Pending lists the orders that have not come about as often as was said; those

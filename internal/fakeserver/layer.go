@@ -62,7 +62,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		io.WriteString(w, `{"detail":"Not Found"}`)
 		return
 	}
-	s.faults.date(r)
+	r = s.faults.date(r)
 	if f := faults["cut"]; f != nil {
 		w = &cutter{w, f.after}
 	}

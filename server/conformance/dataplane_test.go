@@ -183,7 +183,7 @@ func TestExecMessages(t *testing.T) { // §6.2, §6.3, §6.4
 		const exit0 = `S {"type":"exit","exit_code":0}`
 		f.play(command("printf 'hé\n'", ""), `S {"type":"started","command_id":"*","pid":"$pid"}`,
 			`S {"type":"stdout","data":"hé\n","offset":0}`, exit0, `1000`)
-		f.play(command("echo e >&2; exit 3", `,"command_id":"chosen"`), `S {"type":"started","command_id":"chosen"}`,
+		f.play(command("echo e >&2; exit 3", `,"command_id":"chosen"`), `S {"type":"started","command_id":"$chosen"}`,
 			`S {"type":"stderr","data":"e\n","offset":0}`, `S {"type":"exit","exit_code":3}`, `1000`)
 		f.play(command("echo $A; pwd", `,"env":{"A":"1"},"cwd":"/usr"`), `S {"type":"started"}`, `S {"type":"stdout","data":"~1\n"}`).Close()
 		// Input, unknown fields and unknown messages.
@@ -228,11 +228,11 @@ func TestExecErrors(t *testing.T) { // §6.5; CommandTimeout is in TestDefect04
 	each(t, "all", func(t *testing.T, f *fixture) {
 		f.box(``)
 		f.play(`C {"type":"reconnect","command_id":"none","stdout_offset":0,"stderr_offset":0}`, `S {"type":"error","error":"*","error_type":"CommandNotFound"}`, `1000`)
-		f.play(`C {"type":"execute","command":"true","ttl_seconds":0,"command_id":"dropped"}`, `S {"type":"started"}`, `S {"type":"exit","exit_code":0}`, `1000`)
+		f.play(`C {"type":"execute","command":"true","ttl_seconds":0,"command_id":"dropped"}`, `S {"type":"started","command_id":"$dropped"}`, `S {"type":"exit","exit_code":0}`, `1000`)
 		// It is dropped when the socket is left, which nothing tells.
 		var last message
 		for end := time.Now().Add(20 * time.Second); last.Type != "error" && time.Now().Before(end); {
-			s := f.play(`C {"type":"reconnect","command_id":"dropped","stdout_offset":0,"stderr_offset":0}`)
+			s := f.play(`C {"type":"reconnect","command_id":"$dropped","stdout_offset":0,"stderr_offset":0}`)
 			if _, last = s.rest(0, 0); last.Type == "started" {
 				_, last = s.rest(0, 0)
 			}
@@ -249,30 +249,58 @@ func TestSessions(t *testing.T) { // §6.6, §14
 	each(t, "all", func(t *testing.T, f *fixture) {
 		f.box(``)
 		const (
-			started = `S {"type":"started","command_id":"c","pid":"$pid"}`
+			started = `S {"type":"started","command_id":"$c","pid":"$pid"}`
 			exit0   = `S {"type":"exit","exit_code":0}`
 		)
 		// The socket is lost; another goes on where it was.
 		f.play(command("echo hé; read x; echo $x", `,"command_id":"c"`), started, `S {"type":"stdout","data":"hé\n","offset":0}`).Close()
-		second := f.play(`C {"type":"reconnect","command_id":"c","stdout_offset":4,"stderr_offset":0}`, started)
+		second := f.play(`C {"type":"reconnect","command_id":"$c","stdout_offset":4,"stderr_offset":0}`, started)
 		// Several clients at a time, each with its own offsets.
-		third := f.play(`C {"type":"reconnect","command_id":"c","stdout_offset":1,"stderr_offset":0}`, started, `S {"type":"stdout","data":"é\n","offset":1}`)
+		third := f.play(`C {"type":"reconnect","command_id":"$c","stdout_offset":1,"stderr_offset":0}`, started, `S {"type":"stdout","data":"é\n","offset":1}`)
 		second.play(`C {"type":"input","data":"in\n"}`)
 		for _, s := range []*socket{second, third} {
 			s.play(`S {"type":"stdout","data":"in\n","offset":4}`, exit0, `1000`)
 		}
 		// It has ended: the rest and the end are kept. Offsets beyond it are its end.
-		f.play(`C {"type":"reconnect","command_id":"c","stdout_offset":4,"stderr_offset":0}`, started, `S {"type":"stdout","data":"in\n","offset":4}`, exit0, `1000`)
-		f.play(`C {"type":"reconnect","command_id":"c","stdout_offset":99,"stderr_offset":99}`, started, exit0, `1000`)
-		// The same id again is the same command.
-		f.play(command("echo another", `,"command_id":"c"`), started, `S {"type":"stdout","data":"hé\nin\n","offset":0}`, exit0, `1000`)
-		// No client for the idle time, or none at all.
-		f.play(`C {"type":"execute","command":"exec sleep 1000","command_id":"idle","idle_timeout_seconds":1}`, `S {"type":"started","pid":"$idle"}`).Close()
-		f.play(`C {"type":"execute","command":"exec sleep 1000","command_id":"bound","kill_on_disconnect":true}`, `S {"type":"started","pid":"$bound"}`).Close()
-		for _, id := range []string{"idle", "bound"} {
-			f.until(step{"POST $url/execute", `{"command":["bash","-c","! kill -0 $` + id + `"]}`, 200, `{"exit_code":0}`})
-			f.play(`C {"type":"reconnect","command_id":"`+id+`","stdout_offset":0,"stderr_offset":0}`, `S {"type":"started"}`, `S {"type":"exit","exit_code":137}`, `1000`)
+		f.play(`C {"type":"reconnect","command_id":"$c","stdout_offset":4,"stderr_offset":0}`, started, `S {"type":"stdout","data":"in\n","offset":4}`, exit0, `1000`)
+		f.play(`C {"type":"reconnect","command_id":"$c","stdout_offset":99,"stderr_offset":99}`, started, exit0, `1000`)
+		// The same id again is the same command, where clients choose ids (§12).
+		if f.has("head late") {
+			f.play(command("echo another", `,"command_id":"c"`), started, `S {"type":"stdout","data":"hé\nin\n","offset":0}`, exit0, `1000`)
 		}
+		// No client for the idle time, or none at all.
+		f.play(`C {"type":"execute","command":"exec sleep 1000","command_id":"idle","idle_timeout_seconds":1}`, `S {"type":"started","command_id":"$idle","pid":"$idlepid"}`).Close()
+		f.play(`C {"type":"execute","command":"exec sleep 1000","command_id":"bound","kill_on_disconnect":true}`, `S {"type":"started","command_id":"$bound","pid":"$boundpid"}`).Close()
+		for _, id := range []string{"idle", "bound"} {
+			f.until(step{"POST $url/execute", `{"command":["bash","-c","! kill -0 $` + id + `pid"]}`, 200, `{"exit_code":0}`})
+			f.play(`C {"type":"reconnect","command_id":"$`+id+`","stdout_offset":0,"stderr_offset":0}`, `S {"type":"started"}`, `S {"type":"exit","exit_code":137}`, `1000`)
+		}
+	})
+}
+
+// Before head the ids of commands are the server's, and before late input has no
+// end (§12): what says otherwise is as unknown as any field or message. exec.v1
+// has both in every generation.
+func TestCommandsOfOldGenerations(t *testing.T) {
+	each(t, "seed classic head", func(t *testing.T, f *fixture) {
+		if f.generation == "" {
+			return // together they are late
+		}
+		f.box(``)
+		const exit0 = `S {"type":"exit","exit_code":0}`
+		for _, name := range []string{"first", "second"} {
+			f.play(command("echo again", `,"command_id":"mine"`), `S {"type":"started","command_id":"$`+name+`"}`, `S {"type":"stdout","data":"again\n"}`, exit0, `1000`)
+		}
+		first, second := f.expand("$first"), f.expand("$second")
+		if head := f.generation == head; (first == "mine") != head || (first == second) != head {
+			t.Errorf("the commands are %s and %s", first, second)
+		}
+		f.play(`C {"type":"reconnect","command_id":"$second","stdout_offset":0,"stderr_offset":0}`, `S {"type":"started","command_id":"$second"}`, `S {"type":"stdout","data":"again\n"}`, exit0, `1000`)
+		f.play(command("read x; read y; echo $x$y", `,"close_stdin":true`), `S {"type":"started"}`, `C {"type":"close_stdin"}`,
+			`C {"type":"input","data":"a\nb\n"}`, `S {"type":"stdout","data":"ab\n"}`, exit0, `1000`)
+		f.play(`C {"type":"close_stdin"}`, `S {"type":"error","error":"~first message","error_type":"InvalidRequest"}`, `1000`)
+		f.playV1(command("cat", `,"command_id":"v1"`), `S {"type":"started","command_id":"v1"}`, `C {"type":"close_stdin"}`, exit0, `1000`)
+		f.playV1(command("cat", `,"close_stdin":true`), `S {"type":"started"}`, exit0, `1000`)
 	})
 }
 
