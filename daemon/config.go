@@ -3,9 +3,11 @@
 package daemon
 
 import (
+	"cmp"
 	"net/http"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/sbx-star/sbx-star/wire"
 )
@@ -20,8 +22,22 @@ type Config struct {
 	User    string            `json:"user"`     // who runs commands and reads and writes files (§16.3): name, uid, name:group or uid:gid; default the daemon's own
 	WorkDir string            `json:"work_dir"` // where commands run that name no directory; default Home
 	Home    string            `json:"home"`     // $HOME, and the base of relative file paths (§5)
+	Times   Times             `json:"times"`    // other than the usual
 	Bounds  Bounds            `json:"-"`        // of the sandbox; PUT /config does not change them
 }
+
+// Times are how long things take; zero is the usual. Tests of what stands above
+// the daemon change them, so as not to wait.
+type Times struct {
+	Search time.Duration `json:"search"` // for one search; 20 s
+	Ping   time.Duration `json:"ping"`   // between two pings to a client; 30 s
+	Pong   time.Duration `json:"pong"`   // without a sign of life from it; 75 s
+}
+
+// searchTime, pingTime and pongTime are the times that hold now.
+func (d *daemon) searchTime() time.Duration { return cmp.Or(d.cfg.Load().Times.Search, d.lim.search) }
+func (d *daemon) pingTime() time.Duration   { return cmp.Or(d.cfg.Load().Times.Ping, d.lim.ping) }
+func (d *daemon) pongTime() time.Duration   { return cmp.Or(d.cfg.Load().Times.Pong, d.lim.pong) }
 
 func (c *Config) complete() {
 	if c.WorkDir == "" {
@@ -59,6 +75,9 @@ func (c *Config) check() error {
 		if !filepath.IsAbs(dir.path) || strings.Contains(dir.path, "\x00") {
 			return refuse(wire.ErrInvalidRequest, "%s is %q: give an absolute path", dir.field, dir.path)
 		}
+	}
+	if t := c.Times; min(t.Search, t.Ping, t.Pong) < 0 {
+		return refuse(wire.ErrInvalidRequest, "a time is negative: give nanoseconds, or 0 for the usual")
 	}
 	if err := checkUser(c.User); err != nil {
 		return err

@@ -129,7 +129,7 @@ func (d *daemon) search(w http.ResponseWriter, r *http.Request, path string, lim
 		return
 	}
 	var cancel context.CancelFunc
-	s.ctx, cancel = context.WithTimeout(r.Context(), d.lim.search)
+	s.ctx, cancel = context.WithTimeout(r.Context(), d.searchTime())
 	defer cancel()
 	var err error
 	if s.root, err = searchRoot(path); err != nil {

@@ -166,7 +166,7 @@ var errNotFirst = refuse(wire.ErrInvalidRequest, "the first message must be exec
 // receive takes the client's messages until the socket is closed or lost, which
 // it is without a sign of life.
 func (s *socket) receive(ctx context.Context) {
-	alive := func() { s.conn.SetReadDeadline(time.Now().Add(s.d.lim.pong)) }
+	alive := func() { s.conn.SetReadDeadline(time.Now().Add(s.d.pongTime())) }
 	s.conn.SetReadLimit(s.d.lim.message)
 	s.conn.SetPongHandler(func(string) error { alive(); return nil })
 	answerPing := s.conn.PingHandler()
@@ -247,7 +247,7 @@ func (s *socket) send(ctx context.Context) {
 	if err != nil {
 		return
 	}
-	pings := time.NewTicker(s.d.lim.ping)
+	pings := time.NewTicker(s.d.pingTime())
 	defer pings.Stop()
 	for {
 		message, frame := s.reader.take()

@@ -40,6 +40,7 @@ func TestExecute(t *testing.T) { // §5
 func TestExecuteRefusals(t *testing.T) {
 	t.Parallel() // it waits
 	each(t, "all", func(t *testing.T, f *fixture) {
+		t.Parallel()
 		f.box(``)
 		const post = "POST $url/execute"
 		f.do(
@@ -247,6 +248,7 @@ func TestExecErrors(t *testing.T) { // §6.5; CommandTimeout is in TestDefect04
 func TestSessions(t *testing.T) { // §6.6, §14
 	t.Parallel() // it waits
 	each(t, "all", func(t *testing.T, f *fixture) {
+		t.Parallel()
 		f.box(``)
 		const (
 			started = `S {"type":"started","command_id":"$c","pid":"$pid"}`

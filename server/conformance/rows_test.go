@@ -3,8 +3,13 @@
 package conformance
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"net"
+	"net/http"
 	"os"
 	"regexp"
 	"strings"
@@ -12,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sbx-star/sbx-star/daemon"
 	"github.com/sbx-star/sbx-star/runtime"
 	"github.com/sbx-star/sbx-star/server"
 )
@@ -290,6 +296,81 @@ func TestTooManySockets(t *testing.T) {
 		if !regexp.MustCompile(`^([0-9]|[1-5][0-9]|60)$`).MatchString(f.expand("$wait")) {
 			t.Errorf("wait for %s", f.expand("$wait"))
 		}
+	})
+}
+
+// timed is a runtime whose daemons are quicker than usual.
+type timed struct {
+	runtime.Runtime
+	times daemon.Times
+}
+
+func (r timed) Create(ctx context.Context, spec runtime.Spec) (runtime.Instance, error) {
+	i, err := r.Runtime.Create(ctx, spec)
+	if err != nil {
+		return nil, err
+	}
+	config, err := json.Marshal(daemon.Config{Env: spec.Env, Times: r.times})
+	if err != nil {
+		return nil, err
+	}
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return i.Dial(ctx) }}}
+	ask, err := http.NewRequestWithContext(ctx, "PUT", "http://sandbox/config", bytes.NewReader(config))
+	if err != nil {
+		return nil, err
+	}
+	res, err := client.Do(ask)
+	if err != nil {
+		return nil, err
+	}
+	res.Body.Close()
+	if res.StatusCode != 204 {
+		return nil, errors.New("the daemon refuses its times")
+	}
+	return i, nil
+}
+
+// eachTimed is each, with such daemons.
+func eachTimed(t *testing.T, in string, times daemon.Times, test func(t *testing.T, f *fixture)) {
+	eachWith(t, in, func(o *server.Options) { o.Runtime = timed{o.Runtime, times} }, test)
+}
+
+// A search that takes too long ends with what it has, and says so (§16.5).
+func TestSearchTime(t *testing.T) {
+	eachTimed(t, "late", daemon.Times{Search: 1}, func(t *testing.T, f *fixture) {
+		f.box(``)
+		for _, kind := range []string{"glob", "grep"} {
+			f.do(step{"POST $url/" + kind, `{"pattern":"x","path":"/"}`, 200, `{"matches":[],"truncated":true}`})
+		}
+	})
+}
+
+// The server pings, and a client that never does is fine; one that does not
+// answer is lost, which is a disconnect (§6.1, §6.6).
+func TestServerPings(t *testing.T) {
+	t.Parallel() // it waits
+	eachTimed(t, "all", daemon.Times{Ping: 50 * time.Millisecond, Pong: 2 * time.Second}, func(t *testing.T, f *fixture) {
+		t.Parallel()
+		f.box(``)
+		s := f.play(command("read x", ""), `S {"type":"started"}`)
+		answer, pings := s.PingHandler(), 0
+		s.SetPingHandler(func(data string) error {
+			if pings++; pings == 3 {
+				s.play(`C {"type":"input","data":"\n"}`)
+			}
+			return answer(data)
+		})
+		s.play(`S {"type":"exit","exit_code":0}`, `1000`)
+		if pings < 3 {
+			t.Errorf("%d pings came", pings)
+		}
+		s = f.play(`C {"type":"execute","command":"exec sleep 1000","kill_on_disconnect":true}`, `S {"type":"started","command_id":"$c"}`)
+		s.SetPingHandler(func(string) error { return nil })
+		if _, data, err := s.ReadMessage(); err == nil {
+			t.Errorf("the silent client got %s", data)
+		}
+		f.play(`C {"type":"reconnect","command_id":"$c","stdout_offset":0,"stderr_offset":0}`, `S {"type":"started"}`, `S {"type":"exit","exit_code":137}`, `1000`)
 	})
 }
 
