@@ -1520,6 +1520,26 @@ func TestCloseStdinIsRepeated(t *testing.T) {
 	wantResult(t, again, "", "", 0)
 }
 
+// A server that chooses the ids of commands is too old to end their input (§12).
+func TestCloseStdinOnAnOlderServer(t *testing.T) {
+	b, _, _ := talk(t, func(p *peer) {
+		p.command()
+		p.say(`{"type":"started","command_id":"its own","pid":1}`)
+		p.expect(`{"type":"input","data":"x"}`)
+		p.say(`{"type":"exit","exit_code":0}`)
+		if more := p.untilEnd(); more != nil {
+			t.Errorf("heard %v", more)
+		}
+	})
+	cmd := mustStart(t, b, RunOptions{})
+	e := wantKind(t, cmd.CloseStdin(t.Context()), ErrOperation)
+	wantEqual(t, "operation", e.Operation, "sendInput")
+	if err := cmd.SendInput(t.Context(), []byte("x")); err != nil {
+		t.Error(err)
+	}
+	wantResult(t, cmd, "", "", 0)
+}
+
 func TestCloseStdinBeforeConnecting(t *testing.T) {
 	b, _, _ := talk(t, func(p *peer) {
 		p.expect(reconnectMessage, closeMessage)
