@@ -410,6 +410,7 @@ func (c *command) pump(f *os.File, sink func([]byte)) {
 	stop := context.AfterFunc(c.d.halt, func() { f.Close() })
 	defer stop()
 	buf := make([]byte, pumpStart)
+	hungUp := false // as the last read said
 	for left := drainMost; left > 0; {
 		n, err := read(f, buf, c.exited)
 		if n > 0 {
@@ -421,7 +422,10 @@ func (c *command) pump(f *os.File, sink func([]byte)) {
 		if isClosed(c.exited) {
 			left -= n
 		}
-		if err != nil {
+		// The kernel looks for output before it looks whether the terminal is
+		// closed: the last of it may have come in between.
+		again := err == syscall.EIO && !hungUp
+		if hungUp = again; err != nil && !again {
 			break
 		}
 	}

@@ -148,11 +148,11 @@ func TestResize(t *testing.T) {
 		{b.start, `{"type":"resize","cols":132,"rows":50}`, "24 80"},
 	} {
 		s, _ := tt.start(message("stty -echo; echo; read x; stty size", `{"pty":true}`))
-		at := int64(len(s.next().Data))
+		first := s.next()
 		s.send(tt.resize)
 		s.send(`{"type":"input","data":"\n"}`)
-		if out := s.restFrom(at, 0); out.stdout != tt.want+"\r\n" && out.stdout != "\r\n"+tt.want+"\r\n" {
-			t.Errorf("%s: the size is %q, want %s", tt.resize, out.stdout, tt.want)
+		if out := s.restFrom(int64(len(first.Data)), 0); out.stdout != tt.want+"\r\n" && out.stdout != "\r\n"+tt.want+"\r\n" {
+			t.Errorf("%s: the size is %q, want %s, after %q and before %s", tt.resize, out.stdout, tt.want, first.Data, out.last.raw)
 		}
 	}
 	// A command without a terminal has no size.
