@@ -108,41 +108,42 @@ func (f *fixture) want(p *yamuxpeer.Peer, stream uint32, payload string) {
 // where nothing listens is refused, and other versions are unsupported. After
 // each of the three the stream is closed.
 func TestPoint25(t *testing.T) {
-	f := serve(t, nil)
-	f.box(``)
-	four := f.listen("127.0.0.1:0", func(c *net.TCPConn) { io.WriteString(c, "four") })
-	nothing, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	nothing.Close()
-	cases := []struct {
-		name, prologue, answer string
-	}{
-		{"IPv4", string([]byte{1, byte(four >> 8), byte(four)}), "\x00four"},
-		{"port 0", "\x01\x00\x00", "\x01"},
-		{"nothing listens", prologue(uint16(nothing.Addr().(*net.TCPAddr).Port)), "\x02"},
-		{"version 0", "\x00\x15\x38", "\x03"},
-		{"version 2", "\x02\x15\x38", "\x03"},
-		{"version 255 and no port", "\xff", "\x03"},
-	}
-	if ln, err := net.Listen("tcp", "[::1]:0"); err == nil {
-		ln.Close()
-		six := f.listen("[::1]:0", func(c *net.TCPConn) { io.WriteString(c, "six") })
-		cases = append(cases, struct{ name, prologue, answer string }{"IPv6", prologue(six), "\x00six"})
-	}
-	p := f.tunnel()
-	for i, c := range cases {
-		t.Run(c.name, func(t *testing.T) {
-			id := uint32(2*i + 1)
-			sub := &fixture{T: t, vars: f.vars, url: f.url}
-			p.Send(yamuxpeer.Frame{Type: yamuxpeer.WindowUpdate, Flags: yamuxpeer.SYN, Stream: id}, yamuxpeer.DataFrame(id, 0, c.prologue))
-			if c.name == "version 255 and no port" {
-				p.Send(yamuxpeer.DataFrame(id, yamuxpeer.FIN, ""))
-			}
-			sub.want(p, id, c.answer)
-		})
-	}
+	each(t, "all", func(t *testing.T, f *fixture) {
+		f.box(``)
+		four := f.listen("127.0.0.1:0", func(c *net.TCPConn) { io.WriteString(c, "four") })
+		nothing, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		nothing.Close()
+		cases := []struct {
+			name, prologue, answer string
+		}{
+			{"IPv4", string([]byte{1, byte(four >> 8), byte(four)}), "\x00four"},
+			{"port 0", "\x01\x00\x00", "\x01"},
+			{"nothing listens", prologue(uint16(nothing.Addr().(*net.TCPAddr).Port)), "\x02"},
+			{"version 0", "\x00\x15\x38", "\x03"},
+			{"version 2", "\x02\x15\x38", "\x03"},
+			{"version 255 and no port", "\xff", "\x03"},
+		}
+		if ln, err := net.Listen("tcp", "[::1]:0"); err == nil {
+			ln.Close()
+			six := f.listen("[::1]:0", func(c *net.TCPConn) { io.WriteString(c, "six") })
+			cases = append(cases, struct{ name, prologue, answer string }{"IPv6", prologue(six), "\x00six"})
+		}
+		p := f.tunnel()
+		for i, c := range cases {
+			t.Run(c.name, func(t *testing.T) {
+				id := uint32(2*i + 1)
+				sub := &fixture{T: t, vars: f.vars, url: f.url}
+				p.Send(yamuxpeer.Frame{Type: yamuxpeer.WindowUpdate, Flags: yamuxpeer.SYN, Stream: id}, yamuxpeer.DataFrame(id, 0, c.prologue))
+				if c.name == "version 255 and no port" {
+					p.Send(yamuxpeer.DataFrame(id, yamuxpeer.FIN, ""))
+				}
+				sub.want(p, id, c.answer)
+			})
+		}
+	})
 }
 
 func prologue(port uint16) string { return string([]byte{1, byte(port >> 8), byte(port)}) }
