@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"maps"
@@ -32,6 +33,7 @@ import (
 
 func TestMain(m *testing.M) {
 	process.Child()
+	flag.Set("test.parallel", "8")                                // those that are parallel wait, and take no processor
 	os.Setenv("GORACE", os.Getenv("GORACE")+" atexit_sleep_ms=0") // of the daemons, which end all the time
 	os.Exit(m.Run())
 }

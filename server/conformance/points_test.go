@@ -511,9 +511,9 @@ func TestPoint22(t *testing.T) {
 func TestPoint23(t *testing.T) {
 	each(t, "all", func(t *testing.T, f *fixture) {
 		f.box(``)
-		s := f.play(command("head -c 1000000 /dev/zero; head -c 1000000 /dev/zero | tr '\\0' '\\1' >&2", ""), `S {"type":"started"}`)
+		s := f.play(command("head -c 300000 /dev/zero; head -c 300000 /dev/zero | tr '\\0' '\\1' >&2", ""), `S {"type":"started"}`)
 		s.SetReadLimit(1 << 20)
-		if texts, last := s.rest(0, 0); len(texts["stdout"]) != 1000000 || len(texts["stderr"]) != 1000000 || last.Type != "exit" {
+		if texts, last := s.rest(0, 0); len(texts["stdout"]) != 300000 || len(texts["stderr"]) != 300000 || last.Type != "exit" {
 			t.Errorf("%d and %d bytes, %+v", len(texts["stdout"]), len(texts["stderr"]), last)
 		}
 	})
