@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"go.starlark.net/starlark"
+	"go.starlark.net/starlarkstruct"
 	"go.starlark.net/syntax"
 )
 
@@ -191,10 +192,12 @@ func isNumber(x syntax.Expr) bool {
 	return ok && (literal.Token == syntax.INT || literal.Token == syntax.FLOAT)
 }
 
+// small is how many bytes nobody needs to ask for.
+const small = 1 << 20
+
 // reserve asks for memory that the next operation will take. The function that
 // it returns is called when that has ended.
 func (r *Run) reserve(bytes float64) (release func(), err error) {
-	const small = 1 << 20
 	limit := r.options.MaxMemory
 	if bytes < small || limit == 0 {
 		return func() {}, nil
@@ -253,7 +256,7 @@ func guarded(v starlark.Value) starlark.Value {
 		return v
 	}
 	key := fn.Name()
-	if self := fn.Receiver(); self != nil {
+	if self := fn.Receiver(); self != nil && !strings.Contains(key, ".") {
 		key = self.Type() + "." + key
 	}
 	size := resultSizes[key]
@@ -301,7 +304,11 @@ var resultSizes = map[string]func(self starlark.Value, args starlark.Tuple) floa
 	"list": ofElements(elementSize), "tuple": ofElements(elementSize), "sorted": ofElements(elementSize), "reversed": ofElements(elementSize),
 	"zip": ofElements(pieceSize), "enumerate": ofElements(pieceSize), "set": ofElements(entrySize), "dict": ofElements(entrySize),
 	"list.extend": ofElements(elementSize), "set.update": ofElements(entrySize), "set.union": ofElements(entrySize), "dict.update": ofElements(entrySize),
-	"bytes": ofElements(1), "str": ofTexts, "repr": ofTexts, "print": ofTexts, "json.encode": ofTexts,
+	"parallel": ofElements(3 * elementSize), // the items, their results and these as a list
+	"bytes":    ofElements(1),
+	"str":      ofTexts, "repr": ofTexts, "print": ofTexts, "fail": ofTexts, "log.info": ofTexts, "log.warn": ofTexts, "log.error": ofTexts,
+	"run": ofTexts, "sandbox.run": ofTexts, "host.run": ofTexts, "shell_quote": ofTexts,
+	"json.encode": ofTexts, "json.indent": indentedSize,
 	"json.decode":       ofPieces(",[{"),
 	"string.splitlines": func(self starlark.Value, _ starlark.Tuple) float64 { return ofPieces("\n")(nil, starlark.Tuple{self}) },
 	"string.split":      splitSize, "string.rsplit": splitSize,
@@ -370,8 +377,39 @@ func splitSize(self starlark.Value, args starlark.Tuple) float64 {
 	return float64(len(text)) / 2 * pieceSize
 }
 
+// indentedSize is that of JSON, of which each line is indented by its depth.
+func indentedSize(_ starlark.Value, args starlark.Tuple) float64 {
+	text, _ := argument(args, 0).(starlark.String)
+	level := 0.0
+	for _, arg := range args[min(1, len(args)):] {
+		level += lengthOf(arg)
+	}
+	size, depth := float64(len(text)), 0.0
+	for _, c := range []byte(text) {
+		switch c {
+		case '[', '{':
+			depth++
+		case ']', '}':
+			depth = max(0, depth-1)
+		case ',':
+		default:
+			continue
+		}
+		size += 1 + (1+depth)*max(1, level)
+	}
+	return size
+}
+
 // lengthOf is how many elements, or bytes, a value has; 0 if it does not say.
-func lengthOf(v starlark.Value) float64 { return float64(max(starlark.Len(v), 0)) }
+func lengthOf(v starlark.Value) float64 {
+	n := max(starlark.Len(v), 0)
+	if v.Type() == "string.codepoints" { // which does not, and may be read again
+		for range starlark.Elements(v.(starlark.Iterable)) {
+			n++
+		}
+	}
+	return float64(n)
+}
 
 func productSize(x, y starlark.Value) float64 {
 	n, ok := x.(starlark.Int)
@@ -424,8 +462,10 @@ func (known textSizes) of(v starlark.Value) (size float64) {
 	switch v := v.(type) {
 	case starlark.String, starlark.Bytes:
 		return lengthOf(v) + 2
-	case *starlark.List, *starlark.Dict, *starlark.Set:
+	case *starlark.List, *starlark.Dict, *starlark.Set, *starlarkstruct.Struct, *record:
 		key = v
+	case starlark.Int:
+		return 8 + float64(v.BigInt().BitLen())/3
 	case starlark.Tuple:
 		if len(v) == 0 {
 			return 2
@@ -436,6 +476,9 @@ func (known textSizes) of(v starlark.Value) (size float64) {
 		}
 		key = part{&v[0], len(v)}
 	default:
+		if strings.HasPrefix(v.Type(), "string.") { // all of it, and a few letters
+			return 20 + lengthOf(v)
+		}
 		return 8
 	}
 	if size, ok := known[key]; ok {
@@ -443,11 +486,22 @@ func (known textSizes) of(v starlark.Value) (size float64) {
 	}
 	known[key] = 5 // as long as it is inside of itself
 	size = 2
-	for part := range starlark.Elements(v.(starlark.Iterable)) {
-		size += known.of(part) + 2
-		if d, ok := v.(*starlark.Dict); ok {
-			value, _, _ := d.Get(part)
-			size += known.of(value) + 2
+	switch v := v.(type) {
+	case *starlark.Dict:
+		for name, value := range v.Entries() {
+			size += known.of(name) + known.of(value) + 4
+		}
+	case *starlarkstruct.Struct:
+		for name, value := range v.Entries() {
+			size += float64(len(name)) + known.of(value) + 5
+		}
+	case *record:
+		for _, name := range v.AttrNames() {
+			size += float64(len(name)) + known.of(wireField(v.msg, name)) + 5
+		}
+	case starlark.Iterable:
+		for part := range starlark.Elements(v) {
+			size += known.of(part) + 2
 		}
 	}
 	known[key] = size

@@ -3,6 +3,7 @@ package builtins
 import (
 	"fmt"
 	"regexp"
+	"strings"
 
 	"go.starlark.net/starlark"
 )
@@ -110,12 +111,45 @@ func (s searched) first(re *regexp.Regexp) starlark.Value {
 	return s.newMatch(re, at)
 }
 
+// About how many bytes a match takes: as indices, of it and of each group, and as
+// a value.
+const (
+	indexSize = 40
+	matchSize = 800
+	groupSize = 48
+)
+
+// reserve asks for the memory that all matches take, before they are looked for
+// at once. They are counted only where that may be much.
+func (s searched) reserve(c *invocation, re pattern, size func(matches, length float64) float64) (release func(), err error) {
+	length := float64(len(s.text))
+	bytes := size(length+1, length)
+	if bytes >= small && c.Run.options.MaxMemory > 0 {
+		matches, matched := 0, 0
+		re.ReplaceAllStringFunc(s.text, func(match string) string {
+			matches++
+			matched += len(match)
+			return ""
+		})
+		bytes = size(float64(matches), float64(matched))
+	}
+	return c.Run.reserve(bytes)
+}
+
 func reFindAll(c *invocation) (starlark.Value, error) {
 	var re pattern
 	var s searched
 	if err := c.unpack(&re, &s); err != nil {
 		return nil, err
 	}
+	groups := float64(re.NumSubexp())
+	release, err := s.reserve(c, re, func(matches, _ float64) float64 {
+		return matches * (indexSize + matchSize + groups*(indexSize+groupSize))
+	})
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 	list := starlark.NewList(nil)
 	for _, at := range re.FindAllStringSubmatchIndex(s.text, -1) {
 		list.Append(s.newMatch(re.Regexp, at))
@@ -144,6 +178,14 @@ func reSub(c *invocation) (starlark.Value, error) {
 			return nil, c.argumentError("parameter replacement: got %s, want the type of text, or a function that returns it", replacement.Type())
 		}
 	}
+	release, err := s.reserve(c, re, func(matches, length float64) float64 {
+		made := float64(len(s.text)) + matches*float64(len(template.text)) + length*float64(strings.Count(template.text, "$"))
+		return 3*made + matches*indexSize*float64(1+re.NumSubexp()) // while it grows, and becomes a string
+	})
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 	var result []byte
 	end := 0
 	for _, at := range re.FindAllStringSubmatchIndex(s.text, most) {

@@ -30,6 +30,26 @@ func TestMemoryOfOneOperation(t *testing.T) {
 		`json.encode([big] * 1000)`,
 		`json.decode("[" + "0," * 2000000 + "0]")`,
 		`print([big] * 1000)`,
+		`str(struct(a = [struct(b = big)] * 1000))`,
+		`json.encode(struct(a = [big] * 1000))`,
+		`str([re.search("x+", big[:100000])] * 40000)`,
+		`str([big.elems()] * 1000)`,
+		`fail([big] * 1000)`,
+		`log.info("big", a = [big] * 1000)`,
+		`log.error([big] * 1000)`,
+		`shell_quote([big] * 1000)`,
+		`host.run([big] * 1000)`,
+		`list(("x" * 5000000).codepoints())`,
+		`json.indent("[" * 5000 + "0" + ",0" * 1000000 + "]" * 5000)`,
+		`json.indent("[" + "0," * 100 + "0]", indent = big)`,
+		`json.indent("[" + "0," * 100 + "0]", prefix = big)`,
+		`re.find_all("x", big[:100000])`,
+		`re.find_all("", big[:100000])`,
+		`re.find_all("(x)(?P<n>x)", big[:200000])`,
+		`re.sub("x", "y" * 1000, big[:100000])`,
+		`re.sub("^x*", "$0" * 1000, big[:100000])`,
+		`re.sub("(" * 20 + "x" + ")" * 20, lambda m: "y", big[:100000])`,
+		`parallel(lambda i: i, range(1000000000))`,
 		`big.split("x")`,
 		`("x " * 4000000).split()`,
 		`("\n" * 4000000).splitlines()`,
@@ -65,6 +85,18 @@ func TestMemoryOfOneOperation(t *testing.T) {
 			}
 		})
 	}
+	// What takes little of much passes.
+	for _, operation := range []string{
+		`re.sub("nothing", "y" * 1000, big[:100000])`, `re.sub("x+", "y" * 1000, big[:100000])`, `re.find_all("^x", big)`, `re.sub("x", "y", "x" * 1000)`,
+		`json.indent("[" + "0," * 10000 + "0]")`, `str([struct(a = 1)] * 1000)`, `parallel(lambda i: i, range(10))`,
+	} {
+		b := newBench(t)
+		runtime.GC()
+		b.options.MaxMemory = builtins.MemoryInUse() + 128<<20
+		if err := b.run(t.Context(), "def main():\n    big = \"x\" * 4000000\n    "+operation+"\n"); err != nil {
+			t.Errorf("%s ended with %q", operation, rendered(err))
+		}
+	}
 	for _, statement := range []string{
 		`x = "x"; x *= 1000000000`, `x = [0]; x *= 1000000000`, `x = {"a": "x"}; x["a"] *= 1000000000`, `x = []; x += range(1000000000)`,
 		`x = "%s%s"; x %= (big * 8, big * 8)`,
@@ -95,6 +127,8 @@ def main():
     i += len(s)
     f = ", ".join
     print(double(), double("ab"), d, s, i, 2 * 1.5, 7 % 4, -7 % 4, 7.5 % 2, 1 << 70 * 1 % 3, (1 << 70) * (1 << 70))
+    print(re.sub("(b)", "<$1>", "abc" * 3, count = 2), re.sub("b", lambda m: m.text.upper(), "abc"), re.find_all("b*", "abbc"), parallel(lambda i: i, [1]))
+    print(json.indent("[1,[2]]", prefix = ">"), list("aé".codepoints()), str(struct(a = 1)), shell_quote(["a b"]), re.search("b", "abc"))
     print(f([x * 2 for x in "abc".elems()]), "a-b".split("-"), "a-b".replace("-", "+"), "{}{a}".format(1, a = 2), hasattr("", "join"))
     print(list(range(3)), sorted([3, 1], reverse = True, key = lambda x: -x), dict(a = 1), dict([(1, 2)]), set([1]).union([2]), str(1), repr("x"), bytes("x"))
     print(json.encode({"a": [1]}), json.decode("[1]"), max(*[1, 2]), type(list), list, getattr("x", "nope", 3), struct(join = 3).join)
