@@ -202,24 +202,44 @@ const (
 	inUsePoll = 100 * time.Millisecond
 )
 
+// Fate is what has become of something that a dead run left behind.
+type Fate int
+
+const (
+	Remains Fate = iota // it is still there, or nobody can tell
+	Deleted
+	Missing // there was nothing of its name any more
+	Foreign // what has its name was made by somebody else, and stays
+)
+
 // DeleteLeftover deletes what the entry of a dead run's ledger tells of, if it is
-// there and is what that run created. It reports false if there was nothing.
-func DeleteLeftover(ctx context.Context, cl *client.Client, e ledger.Entry) (bool, error) {
+// there and is what that run created. With an error it remains.
+func DeleteLeftover(ctx context.Context, cl *client.Client, e ledger.Entry) (Fate, error) {
 	for deadline := time.Now().Add(inUseTime); ; {
 		found, err := findLeftover(ctx, cl, e)
-		if err == nil && found != nil {
-			err = found.delete(ctx)
+		switch {
+		case err != nil:
+		case found == nil:
+			return Foreign, nil
+		default:
+			if err = found.delete(ctx); err == nil {
+				return Deleted, nil
+			}
 		}
 		switch {
 		case errors.Is(err, client.ErrNotFound):
-			return false, nil
+			// Something else that listens at the endpoint now has nothing either.
+			if _, err := cl.FindSandboxes(ctx, client.ListQuery{Limit: 1}); err != nil {
+				return Remains, err
+			}
+			return Missing, nil
 		case !errors.Is(err, client.ErrInUse) || time.Now().After(deadline):
-			return err == nil && found != nil, err
+			return Remains, err
 		}
 		select {
 		case <-time.After(inUsePoll):
 		case <-ctx.Done():
-			return false, err
+			return Remains, err
 		}
 	}
 }
@@ -250,7 +270,7 @@ func findLeftover(ctx context.Context, cl *client.Client, e ledger.Entry) (*left
 	case "snapshot":
 		found, err = leftoverOf(ctx, cl, e, newSnapshotKind())
 	default:
-		return nil, fmt.Errorf("this version of sbx-star does not know what a %s is", e.Kind)
+		return nil, fmt.Errorf("this version of sbx-star does not know how to delete a %q", e.Kind)
 	}
 	if err != nil || e.Unique {
 		return found, err

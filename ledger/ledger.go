@@ -238,6 +238,10 @@ var globEscape = strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`)
 // young is how long an empty file may be one that a run is about to fill.
 const young = time.Minute
 
+// errDamaged is a ledger that no run has written like that: what it tells of
+// cannot be found.
+var errDamaged = errors.New("it is damaged and does not tell which run made it on which server; delete it when you know that nothing of that run is left")
+
 // open returns the ledger at path if it is a dead run's, and nil if a living
 // one's.
 func open(path string) (_ *Left, err error) {
@@ -256,6 +260,13 @@ func open(path string) (_ *Left, err error) {
 	if _, err := os.Stat(path); err != nil { // somebody was faster, and has finished it
 		return nil, err
 	}
+	info, err := file.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, errDamaged
+	}
 	head, ended, entries, err := read(file)
 	if err != nil {
 		return nil, err
@@ -265,8 +276,7 @@ func open(path string) (_ *Left, err error) {
 		left.ledger.open[n] = true
 	}
 	if head == nil { // it was killed before it could say anything, or is about to
-		info, err := file.Stat()
-		if err == nil && time.Since(info.ModTime()) > young {
+		if time.Since(info.ModTime()) > young {
 			return nil, left.Close()
 		}
 		return nil, errLocked
@@ -281,20 +291,28 @@ func open(path string) (_ *Left, err error) {
 // maxLine is more than a line of a ledger can have.
 const maxLine = 1 << 20
 
-// read passes over lines that are no records: a full disk cuts them off.
+// read passes over lines that are no records: a full disk cuts them off. Without
+// a first line that says whose they are, they are damage; a file that has not come
+// to the end of its first line has no head, and no error.
 func read(file *os.File) (head *header, ended bool, entries map[int]Entry, err error) {
 	entries = map[int]Entry{}
 	scanner := bufio.NewScanner(file)
 	scanner.Buffer(nil, maxLine)
+	lines := false // that have come to their end
+	scanner.Split(func(text []byte, atEnd bool) (int, []byte, error) {
+		n, token, err := bufio.ScanLines(text, atEnd)
+		lines = lines || n > len(token)
+		return n, token, err
+	})
 	for scanner.Scan() {
 		var l line
 		if len(bytes.TrimSpace(scanner.Bytes())) == 0 || json.Unmarshal(scanner.Bytes(), &l) != nil {
 			continue
 		}
 		switch {
-		case l.Run != nil:
+		case l.Run != nil && l.Run.Endpoint != "":
 			head = l.Run
-		case l.Entry != nil:
+		case l.Entry != nil && l.Add > 0:
 			entries[l.Add] = *l.Entry
 		case l.Made != 0:
 			if e, ok := entries[l.Made]; ok {
@@ -307,5 +325,9 @@ func read(file *os.File) (head *header, ended bool, entries map[int]Entry, err e
 			ended = true
 		}
 	}
-	return head, ended, entries, scanner.Err()
+	err = scanner.Err()
+	if errors.Is(err, bufio.ErrTooLong) || err == nil && head == nil && lines {
+		err = errDamaged
+	}
+	return head, ended, entries, err
 }

@@ -11,6 +11,7 @@ import (
 	"reflect"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -310,6 +311,66 @@ func TestEmptyFile(t *testing.T) {
 	}
 }
 
+// What no run has written is told, stays as it is, and is no hindrance to the
+// rest; lines that are damaged below a first one that is not cost themselves.
+func TestGarbage(t *testing.T) {
+	dir := t.TempDir()
+	old := time.Now().Add(-2 * young)
+	const head = `{"run":{"process":{"pid":1,"start":"0","boot":"another"},"endpoint":"http://own","began":"2026-01-02T03:04:05Z"}}` + "\n"
+	const entry = `{"add":1,"entry":{"kind":"sandbox","name":"a"}}` + "\n"
+	whole := map[string]string{
+		"noise":       "\x00\xff{\n[]\n\"run\"\n",
+		"headless":    entry,
+		"nowhere":     `{"run":{}}` + "\n" + entry,
+		"wrong-types": `{"run":{"process":"1","endpoint":[]}}` + "\n" + entry,
+		"long":        head + strings.Repeat("x", maxLine+1),
+	}
+	for name, text := range whole {
+		path := filepath.Join(dir, name+suffix)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		os.Chtimes(path, old, old)
+	}
+	if err := os.Mkdir(filepath.Join(dir, "folder"+suffix), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mkfifo(filepath.Join(dir, "pipe"+suffix), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	good := head + "\x00\n" + `{"add":-1,"entry":{"kind":"x"}}` + "\n" + `{"add":1,"entry":7}` + "\n" + `{"made":9,"id":"x"}{"gone":1}` + "\n{\"gone\":9}\n{}\n" + entry + `{"gone":`
+	if err := os.WriteFile(filepath.Join(dir, "good"+suffix), []byte(good), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		found, err := Find(dir)
+		for name := range whole {
+			if err == nil || !strings.Contains(err.Error(), "the ledger "+filepath.Join(dir, name+suffix)+": it is damaged") {
+				t.Errorf("%s is not told: %v", name, err)
+			}
+			if text, _ := os.ReadFile(filepath.Join(dir, name+suffix)); string(text) != whole[name] {
+				t.Errorf("%s was changed", name)
+			}
+		}
+		for _, name := range []string{"folder", "pipe"} {
+			if !strings.Contains(err.Error(), name+suffix+": ") {
+				t.Errorf("%s is not told: %v", name, err)
+			}
+		}
+		if len(found) != 1 || !reflect.DeepEqual(found[0].Entries, map[int]Entry{1: {Kind: "sandbox", Name: "a"}}) {
+			t.Fatalf("found %+v", found)
+		}
+		found[0].Close()
+	}
+	// One that was cut off in its first line told of nothing.
+	path := filepath.Join(t.TempDir(), "1-1"+suffix)
+	os.WriteFile(path, []byte(head[:40]), 0o600)
+	os.Chtimes(path, old, old)
+	if found, err := Find(filepath.Dir(path)); len(found) != 0 || err != nil || files(t, filepath.Dir(path)) != 0 {
+		t.Errorf("found %v %v", found, err)
+	}
+}
+
 // FuzzRead checks that no file makes reading fail or panic.
 func FuzzRead(f *testing.F) {
 	f.Add([]byte("{\"run\":{}}\n{\"add\":1,\"entry\":{}}\n{\"made\":1,\"id\":\"x\"}\n{\"gone\":1}\n{\"ended\":true}\n"))
@@ -324,7 +385,7 @@ func FuzzRead(f *testing.F) {
 			t.Fatal(err)
 		}
 		defer file.Close()
-		if _, _, entries, err := read(file); err != nil && len(text) < maxLine {
+		if _, _, entries, err := read(file); err != nil && !errors.Is(err, errDamaged) {
 			t.Errorf("%v %v", entries, err)
 		}
 	})

@@ -80,16 +80,18 @@ func gc(args []string, stdout, stderr io.Writer) error {
 				continue
 			}
 			seen++
-			deleted, err := c.delete(ctx, endpoint, own, e)
-			switch {
-			case err != nil:
+			fate, err := c.delete(ctx, endpoint, own, e)
+			switch fate {
+			case builtins.Remains:
 				left++
 				fmt.Fprintf(stderr, "sbx-star: %s %q on %s is still there: %v\n", e.Kind, e.Name, place(endpoint), err)
 				continue
-			case deleted:
+			case builtins.Deleted:
 				fmt.Fprintf(stdout, "deleted %s %q on %s, which a run of %s left behind\n", e.Kind, e.Name, place(endpoint), dead.Began.Local().Format(time.DateTime))
-			default:
+			case builtins.Missing:
 				fmt.Fprintf(stdout, "%s %q on %s was gone already\n", e.Kind, e.Name, place(endpoint))
+			case builtins.Foreign:
+				fmt.Fprintf(stdout, "%s %q on %s is not the one that a run of %s made, and stays\n", e.Kind, e.Name, place(endpoint), dead.Began.Local().Format(time.DateTime))
 			}
 			err = dead.Gone(n)
 			if err != nil {
@@ -147,9 +149,9 @@ type target struct {
 	err    error // why it cannot be reached, or does not let us in
 }
 
-// delete deletes what e tells of. A server that was not reached is not tried
+// delete is builtins.DeleteLeftover on the server that has e. A server that was not reached is not tried
 // again.
-func (c *collection) delete(ctx context.Context, endpoint string, own bool, e ledger.Entry) (bool, error) {
+func (c *collection) delete(ctx context.Context, endpoint string, own bool, e ledger.Entry) (builtins.Fate, error) {
 	key := fmt.Sprint(own, endpoint)
 	t := c.servers[key]
 	if t == nil {
@@ -157,13 +159,13 @@ func (c *collection) delete(ctx context.Context, endpoint string, own bool, e le
 		c.servers[key] = t
 	}
 	if t.err != nil {
-		return false, t.err
+		return builtins.Remains, t.err
 	}
-	deleted, err := builtins.DeleteLeftover(ctx, t.client, e)
+	fate, err := builtins.DeleteLeftover(ctx, t.client, e)
 	if errors.Is(err, client.ErrConnection) || errors.Is(err, client.ErrAuthentication) || ctx.Err() != nil {
 		t.err = err
 	}
-	return deleted, err
+	return fate, err
 }
 
 // connect reaches a server. The key in the environment is for the servers that
