@@ -115,7 +115,7 @@ func (s *Sandbox) downloadFile(ctx context.Context, source, name string, h *tar.
 	}
 	defer stream.Close()
 	counted := &countingReader{r: io.LimitReader(stream, h.Size+1)}
-	err = u.file(name, fs.FileMode(h.Mode)&fs.ModePerm, h, &exactly{counted, h.Size})
+	err = u.file(u.root, name, fs.FileMode(h.Mode)&fs.ModePerm, h, &exactly{counted, h.Size})
 	if err == nil {
 		u.done.Files++
 	}

@@ -30,10 +30,12 @@ type packer struct {
 	w    *tar.Writer
 	o    TransferOptions
 	done Transfer
+
+	buffer []byte
 }
 
 func newPacker(ctx context.Context, w io.Writer, o TransferOptions) *packer {
-	return &packer{ctx: ctx, w: tar.NewWriter(w), o: o}
+	return &packer{ctx: ctx, w: tar.NewWriter(w), o: o, buffer: make([]byte, 64<<10)}
 }
 
 func (p *packer) close() error { return p.w.Close() }
@@ -135,7 +137,7 @@ func (p *packer) content(f *os.File, shown, name string) error {
 		return err
 	}
 	from := &progressReader{r: io.LimitReader(f, info.Size()), ctx: p.ctx, done: &p.done, progress: p.o.Progress}
-	n, err := io.Copy(p.w, from)
+	n, err := io.CopyBuffer(p.w, from, p.buffer)
 	if err == nil && n < info.Size() {
 		err = fmt.Errorf("%s became shorter while it was read: %d bytes are left of %d", shown, n, info.Size())
 	}

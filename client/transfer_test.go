@@ -557,6 +557,93 @@ func TestLinksInTheTargetAreReplaced(t *testing.T) {
 	os.Chmod(filepath.Join(target, "folder"), 0o755)
 }
 
+// A folder that stays open for the next entry is not the one of that name any more
+// once a link has become another one.
+func TestLinksChangeWithinAStream(t *testing.T) {
+	_, target, check := outside(t)
+	link := func(name, to string) entry { return entry{kind: tar.TypeSymlink, name: name, link: to} }
+	file := func(name string) entry { return entry{kind: tar.TypeReg, name: name, content: name} }
+	_, err := unpackInto(target, stream(t,
+		file("d1/s/a"), file("d2/s/b"),
+		link("l", "d1"), file("l/c"), link("l", "d2"), file("l/d"),
+		link("m", "d1"), file("m/s/e"), link("m", "d2"), file("m/s/f"),
+		link("n", "d1"), file("n/g"), entry{kind: tar.TypeDir, name: "n/"}, file("n/h"),
+	))
+	os.Chmod(filepath.Join(target, "n"), 0o755)
+	var got []string
+	filepath.WalkDir(target, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.Type().IsRegular() {
+			name, _ := filepath.Rel(target, path)
+			got = append(got, name)
+		}
+		return err
+	})
+	if want := []string{"d1/c", "d1/g", "d1/s/a", "d1/s/e", "d2/d", "d2/s/b", "d2/s/f", "n/h"}; err != nil || !slices.Equal(got, want) {
+		t.Errorf("written are %q %v, want %q", got, err, want)
+	}
+	check()
+}
+
+// Ten thousand files of all modes, deep in folders, and links between them.
+func TestTenThousandFiles(t *testing.T) {
+	needTools(t)
+	s := newTreeServer(t)
+	base, err := os.MkdirTemp("/dev/shm", "sbx-star-test-")
+	if err != nil { // there is no memory to put them into
+		base = t.TempDir()
+	}
+	defer func() {
+		filepath.WalkDir(base, func(path string, d fs.DirEntry, err error) error {
+			if err == nil && d.IsDir() {
+				err = os.Chmod(path, 0o700)
+			}
+			return err
+		})
+		os.RemoveAll(base)
+	}()
+	src, up, down := filepath.Join(base, "src"), filepath.Join(base, "up"), filepath.Join(base, "down")
+	const folders, perFolder = 100, 100
+	for d := range folders {
+		dir := filepath.Join(src, "a", "deep", fmt.Sprint(d%10), fmt.Sprintf("folder %d", d))
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		for f := range perFolder {
+			path := filepath.Join(dir, fmt.Sprint(f))
+			if f%10 == 9 {
+				if err := os.Symlink(fmt.Sprintf("../folder %d/%d", d, f-1), path); err != nil {
+					t.Fatal(err)
+				}
+				continue
+			}
+			if err := os.WriteFile(path, []byte(path), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			os.Chmod(path, []fs.FileMode{0o600, 0o644, 0o755, 0o400, 0o711}[f%5])
+		}
+		os.Chmod(dir, []fs.FileMode{0o755, 0o700, 0o555}[d%3])
+	}
+	want := treeText(t, src)
+	box := s.box(t)
+	last := 0
+	options := TransferOptions{Progress: func(p Transfer) {
+		if p.Files < last {
+			t.Errorf("%d files after %d", p.Files, last)
+		}
+		last = p.Files
+	}}
+	sent, err := box.UploadTree(t.Context(), src, up, options)
+	if err != nil || sent.Files != folders*perFolder || treeText(t, up) != want {
+		t.Fatal("up: ", sent, err)
+	}
+	last = 0
+	got, err := box.DownloadTree(t.Context(), up, down, options)
+	if err != nil || got.Files != sent.Files || got.Bytes != sent.Bytes || treeText(t, down) != want {
+		t.Fatal("down: ", got, err)
+	}
+	noStages(t, s)
+}
+
 // A stream that breaks off leaves whole files only.
 func TestBrokenStream(t *testing.T) {
 	whole := stream(t, entry{kind: tar.TypeReg, name: "a", content: strings.Repeat("a", 700)}, entry{kind: tar.TypeReg, name: "b", content: strings.Repeat("b", 700)})

@@ -31,6 +31,10 @@ type unpacker struct {
 	progress func(Transfer)
 	done     Transfer
 	folders  []folderMode // whose modes are set in the end: they may forbid to write
+
+	parent     *os.Root // the folder of the entry before, open for the next one; nil if that is root
+	parentName string
+	buffer     []byte
 }
 
 type folderMode struct {
@@ -40,6 +44,7 @@ type folderMode struct {
 
 func (u *unpacker) unpack(stream io.Reader) (err error) {
 	defer func() {
+		u.leave()
 		for _, f := range slices.Backward(u.folders) {
 			if e := u.root.Chmod(f.name, f.mode); e != nil && err == nil {
 				err = e
@@ -95,23 +100,29 @@ func localName(name string) (string, error) {
 
 func (u *unpacker) entry(name string, h *tar.Header, content io.Reader) error {
 	mode := fs.FileMode(h.Mode) & fs.ModePerm
-	if dir := filepath.Dir(name); dir != "." {
-		if err := u.root.MkdirAll(dir, 0o777); err != nil {
-			return err
-		}
+	if name == u.parentName || strings.HasPrefix(u.parentName, name+string(filepath.Separator)) {
+		u.leave() // it may become another one
+	}
+	folder, base, err := u.enter(name)
+	if err != nil {
+		return err
 	}
 	switch h.Typeflag {
 	case tar.TypeDir:
-		return u.folder(name, mode)
+		if err := makeFolder(folder, base, mode); err != nil {
+			return err
+		}
+		u.folders = append(u.folders, folderMode{name, mode})
+		return nil
 	case tar.TypeReg:
-		if err := u.file(name, mode, h, content); err != nil {
+		if err := u.file(folder, base, mode, h, content); err != nil {
 			return err
 		}
 	case tar.TypeSymlink:
-		if err := u.makeWay(name); err != nil {
+		if err := makeWay(folder, base); err != nil {
 			return err
 		}
-		if err := u.root.Symlink(h.Linkname, name); err != nil {
+		if err := folder.Symlink(h.Linkname, base); err != nil {
 			return err
 		}
 	case tar.TypeLink:
@@ -122,7 +133,7 @@ func (u *unpacker) entry(name string, h *tar.Header, content io.Reader) error {
 		if filepath.FromSlash(old) == name {
 			return fmt.Errorf("the sandbox sent %q as a link to itself", h.Name)
 		}
-		if err := u.makeWay(name); err != nil {
+		if err := makeWay(folder, base); err != nil {
 			return err
 		}
 		if err := u.root.Link(filepath.FromSlash(old), name); err != nil {
@@ -138,59 +149,85 @@ func (u *unpacker) entry(name string, h *tar.Header, content io.Reader) error {
 	return nil
 }
 
-// folder makes a folder that can be written to until the end.
-func (u *unpacker) folder(name string, mode fs.FileMode) error {
-	info, err := u.root.Lstat(name)
-	if err == nil && !info.IsDir() {
-		if err := u.root.Remove(name); err != nil {
-			return err
-		}
-		err = fs.ErrNotExist
+// enter opens the folder of an entry, which is made if it is missing, and keeps it
+// open until the stream comes to another one: a path is looked up name by name,
+// and there may be ten thousand files at its end.
+func (u *unpacker) enter(name string) (folder *os.Root, base string, err error) {
+	dir, base := filepath.Dir(name), filepath.Base(name)
+	if dir == "." {
+		return u.root, base, nil
 	}
-	if err != nil {
-		if err := u.root.Mkdir(name, 0o700); err != nil {
-			return err
+	if u.parent == nil || dir != u.parentName {
+		u.leave()
+		if err := u.root.MkdirAll(dir, 0o777); err != nil {
+			return nil, "", err
 		}
-	} else if info.Mode()&0o700 != 0o700 {
-		if err := u.root.Chmod(name, mode|0o700); err != nil {
+		if u.parent, err = u.root.OpenRoot(dir); err != nil {
+			return nil, "", err
+		}
+		u.parentName = dir
+	}
+	return u.parent, base, nil
+}
+
+func (u *unpacker) leave() {
+	if u.parent != nil {
+		u.parent.Close()
+	}
+	u.parent, u.parentName = nil, ""
+}
+
+// makeFolder makes a folder that can be written to until the end.
+func makeFolder(parent *os.Root, name string, mode fs.FileMode) error {
+	info, err := parent.Lstat(name)
+	if err == nil && info.IsDir() {
+		if info.Mode()&0o700 == 0o700 {
+			return nil
+		}
+		return parent.Chmod(name, mode|0o700)
+	}
+	if err == nil {
+		if err := parent.Remove(name); err != nil {
 			return err
 		}
 	}
-	u.folders = append(u.folders, folderMode{name, mode})
-	return nil
+	return parent.Mkdir(name, 0o700)
 }
 
 // makeWay removes what has a name, unless it is a folder.
-func (u *unpacker) makeWay(name string) error {
-	info, err := u.root.Lstat(name)
+func makeWay(parent *os.Root, name string) error {
+	info, err := parent.Lstat(name)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil
 	case err != nil:
 		return err
 	case info.IsDir():
-		return fmt.Errorf("%s is a folder here and none in the sandbox; remove it", name)
+		return fmt.Errorf("%s is a folder here and none in the sandbox; remove it", filepath.Join(parent.Name(), name))
 	}
-	return u.root.Remove(name)
+	return parent.Remove(name)
 }
 
 // file writes a file beside its place and then moves it there: what is at its
 // place before, such as a link, is replaced and not written to.
-func (u *unpacker) file(name string, mode fs.FileMode, h *tar.Header, content io.Reader) (err error) {
+func (u *unpacker) file(folder *os.Root, name string, mode fs.FileMode, h *tar.Header, content io.Reader) (err error) {
 	var id [8]byte
 	rand.Read(id[:]) // never fails
-	temp := filepath.Join(filepath.Dir(name), ".sbx-"+hex.EncodeToString(id[:]))
-	f, err := u.root.OpenFile(temp, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	temp := ".sbx-" + hex.EncodeToString(id[:])
+	f, err := folder.OpenFile(temp, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}
 	defer func() {
 		f.Close()
 		if err != nil {
-			u.root.Remove(temp)
+			folder.Remove(temp)
 		}
 	}()
-	if _, err := io.Copy(f, &progressReader{r: content, ctx: u.ctx, done: &u.done, progress: u.progress}); err != nil {
+	if u.buffer == nil {
+		u.buffer = make([]byte, 64<<10)
+	}
+	if _, err := io.CopyBuffer(struct{ io.Writer }{f}, &progressReader{r: content, ctx: u.ctx, done: &u.done, progress: u.progress}, u.buffer); err != nil {
 		return err
 	}
 	if err := f.Chmod(mode); err != nil {
@@ -199,11 +236,13 @@ func (u *unpacker) file(name string, mode fs.FileMode, h *tar.Header, content io
 	if err := f.Close(); err != nil {
 		return err
 	}
-	if err := u.root.Chtimes(temp, h.ModTime, h.ModTime); err != nil {
+	if err := folder.Chtimes(temp, h.ModTime, h.ModTime); err != nil {
 		return err
 	}
-	if info, err := u.root.Lstat(name); err == nil && info.IsDir() {
-		return fmt.Errorf("%s is a folder here and a file in the sandbox; remove it", name)
+	if err = folder.Rename(temp, name); err != nil {
+		if info, e := folder.Lstat(name); e == nil && info.IsDir() {
+			err = fmt.Errorf("%s is a folder here and a file in the sandbox; remove it", filepath.Join(folder.Name(), name))
+		}
 	}
-	return u.root.Rename(temp, name)
+	return err
 }
