@@ -5,7 +5,9 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,7 +19,7 @@ import (
 	"github.com/sbx-star/sbx-star/internal/fakeserver"
 )
 
-// This file ends a workflow at every point at which it waits for its server, by
+// This file ends workflows at the points at which they wait for their server, by
 // Ctrl-C and by kill -9, and looks for what is left.
 
 // everything creates one of each, in several ways, and comes to its end.
@@ -36,26 +38,56 @@ def main():
     print(sb.run("echo last").stdout, end = "")
 `
 
+// moving moves files and bytes, in tasks too, and comes to its end.
+const moving = `
+def task(sb):
+    own = sandbox()
+    own.run("echo in a task")
+    return own.name != sb.name
+
+def main():
+    sb = sandbox()
+    sb.upload(host.path("src"), "up")
+    sb.upload(host.path("large"), "large")
+    tasks = [spawn(task, sb)]
+    print(parallel(lambda n: sb.run("exit %d" % n).exit_code, [1, 2, 3]))
+    sb.download("up", host.path("down"))
+    sb.download("large", host.path("copy"))
+    t = sb.tunnel(9, local_port = 0)
+    attempt(t.check)
+    sb.service(9)
+    pool("warm", template("tpl", image = "host", ephemeral = True), replicas = 1, ephemeral = True)
+    print(tasks[0].result(), "last")
+`
+
 func TestEveryPoint(t *testing.T) {
-	const mostPoints = 200
-	for name, signal := range map[string]syscall.Signal{"interrupted": syscall.SIGINT, "killed": syscall.SIGKILL} {
+	for name, test := range map[string]struct {
+		source string
+		signal syscall.Signal
+		step   int // which of them: every one, or every third
+	}{
+		"interrupted":             {everything, syscall.SIGINT, 1},
+		"killed":                  {everything, syscall.SIGKILL, 1},
+		"interrupted in transfer": {moving, syscall.SIGINT, 3},
+	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			points := 0
-			for n := 1; n <= mostPoints && endAt(t, n, signal); n++ {
-				points = n
+			const mostPoints = 200
+			last := 0
+			for n := 1 + rand.IntN(test.step); n <= mostPoints && endAt(t, test.source, n, test.signal); n += test.step {
+				last = n
 			}
-			if points < 20 || points == mostPoints {
-				t.Errorf("there were %d points", points)
+			if last < 20*test.step || last+test.step > mostPoints {
+				t.Errorf("there were %d points", last)
 			}
-			t.Logf("%d points", points)
+			t.Logf("%d points", last)
 		})
 	}
 }
 
-// endAt runs everything up to the nth point and ends it there. It reports false
+// endAt runs a workflow up to the nth point and ends it there. It reports false
 // if there is no such point.
-func endAt(t *testing.T, n int, signal syscall.Signal) bool {
+func endAt(t *testing.T, source string, n int, signal syscall.Signal) bool {
 	t.Helper()
 	fake, err := fakeserver.Start(fakeserver.Options{APIKey: "k", Now: time.Now})
 	if err != nil {
@@ -67,9 +99,17 @@ func endAt(t *testing.T, n int, signal syscall.Signal) bool {
 		}
 	}()
 	point := fake.BlockAt(n)
-	state := t.TempDir()
+	state, dir := t.TempDir(), t.TempDir()
+	for path, size := range map[string]int64{"src/deep/small": 10, "large": 9 << 20} { // which moves by itself
+		path = filepath.Join(dir, path)
+		os.MkdirAll(filepath.Dir(path), 0o755)
+		if err := errors.Join(os.WriteFile(path, nil, 0o644), os.Truncate(path, size)); err != nil {
+			t.Fatal(err)
+		}
+	}
 	started := func(args ...string) (*exec.Cmd, *notice) {
 		cmd := commandIn(t, state, args...)
+		cmd.Dir = dir
 		cmd.Env = append(cmd.Env, "SBX_STAR_ENDPOINT="+fake.URL(), "SBX_STAR_API_KEY=k")
 		output := &notice{w: new(bytes.Buffer), seen: make(chan struct{})}
 		cmd.Stdout, cmd.Stderr = output, output
@@ -78,7 +118,7 @@ func endAt(t *testing.T, n int, signal syscall.Signal) bool {
 		}
 		return cmd, output
 	}
-	cmd, output := started("-c", everything)
+	cmd, output := started("-c", source)
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
@@ -124,6 +164,9 @@ func endAt(t *testing.T, n int, signal syscall.Signal) bool {
 	}
 	if left, err := fake.Left(); err != nil || len(left) > 0 {
 		t.Errorf("point %d, %s: left on the server: %v %v\n%s", n, point, left, err, output)
+	}
+	if halves, _ := filepath.Glob(filepath.Join(dir, "*", ".sbx-*")); len(halves) > 0 {
+		t.Errorf("point %d, %s: left of a download: %v", n, point, halves)
 	}
 	if ledgers, _ := filepath.Glob(filepath.Join(state, "sbx-star", "runs", "*")); len(ledgers) > 0 {
 		text, _ := os.ReadFile(ledgers[0])
